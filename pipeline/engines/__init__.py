@@ -1,0 +1,1 @@
+"""Where a model runs: transformers (torch) and llama.cpp (GGUF on the CPU), behind one protocol."""

@@ -1,0 +1,96 @@
+"""Messages to prompt text and token ids: the one owner of the chat format for train, evaluate, bench and the exports.
+
+The format is Qwen3's with thinking off (``enable_thinking=False``), baked into ``prompts.jinja``. A message is
+``{"role": "system" | "user" | "assistant", "content": str}``. Prompt and answer are tokenised apart, so that the
+boundary between them is the same in training, where the answer is known, and in use, where it is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+END_OF_TURN = "<|im_end|>"
+CONTROL_TOKENS = ("<|im_start|>", END_OF_TURN)
+ZERO_WIDTH_SPACE = "\u200b"
+
+Message = dict[str, str]
+
+
+def template() -> str:
+    """Return the chat template, in Jinja, as every exported model carries it."""
+    return Path(__file__).with_suffix(".jinja").read_text(encoding="utf-8").rstrip("\n")
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model directory with our chat template in place of its own.
+
+    Raises UserError if the directory holds no tokenizer, or one without Qwen3's turn markers.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((Path(directory) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise UserError(
+            f"{directory}: no tokenizer (neither tokenizer.json nor vocab.json); "
+            "take a complete model directory, as `save_pretrained` of model and tokenizer writes it"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    missing = [token for token in CONTROL_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        raise UserError(
+            f"{directory}: the tokenizer lacks {', '.join(missing)}; the chat format needs a Qwen3 tokenizer"
+        )
+    tokenizer.chat_template = template()
+    return tokenizer
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id that ends an answer."""
+    return tokenizer.convert_tokens_to_ids(END_OF_TURN)
+
+
+def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return ``text`` with every literal control token broken by a zero-width space, so that it stays text."""
+    added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+    pattern = "|".join(re.escape(token) for token in added)
+    return re.sub(pattern, lambda match: match[0][0] + ZERO_WIDTH_SPACE + match[0][1:], text)
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """Render messages up to the point where the assistant's next answer begins."""
+    safe = [{"role": message["role"], "content": defuse(tokenizer, message["content"])} for message in messages]
+    return tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Return the token ids of :func:`prompt_text`."""
+    return tokenizer(prompt_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+    """Return the token ids of an assistant's answer, closed by the end of turn."""
+    ids = tokenizer(defuse(tokenizer, answer), add_special_tokens=False)["input_ids"]
+    return [*ids, end_of_turn_id(tokenizer)]
+
+
+def example_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:
+    """Return (prompt ids, answer ids) of a dialogue whose last message is the assistant's."""
+    return prompt_ids(tokenizer, messages[:-1]), answer_ids(tokenizer, messages[-1]["content"])
+
+
+def turns(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Yield the dialogue up to each assistant turn.
+
+    Qwen3 shows its think block on the newest assistant turn alone, so each answer is learned in the very context
+    in which it will be generated, not as history.
+    """
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant":
+            yield messages[: index + 1]

@@ -1,0 +1,29 @@
+"""Seeds and thread counts: the one place that sets them, before any numeric library is loaded."""
+
+from __future__ import annotations
+
+import os
+import random
+
+from pipeline.config import Runtime
+
+
+def configure(runtime: Runtime) -> None:
+    """Set the environment that every stage runs in: threads of all numeric libraries, seeds, quiet and offline hubs.
+
+    Call it before torch, transformers or llama_cpp are imported: OpenMP reads its thread count once.
+    """
+    threads = str(runtime.threads)
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("PYTHONHASHSEED", str(runtime.seed))
+    random.seed(runtime.seed)
+
+
+def seed_torch(runtime: Runtime) -> None:
+    """Seed torch and bind its thread pool; for stages that use torch, after :func:`configure`."""
+    import torch
+
+    torch.manual_seed(runtime.seed)
+    torch.set_num_threads(runtime.threads)

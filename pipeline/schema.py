@@ -1,0 +1,55 @@
+"""Strict, frozen settings: YAML becomes a value, or one line for every problem in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import ConfigError, nearest
+
+
+class Section(BaseModel):
+    """A section of a settings file: immutable, and with no key that is not declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Model = TypeVar("Model", bound=Section)
+
+
+def read(path: str | Path, model: type[Model]) -> Model:
+    """Read a YAML file as ``model``; raise ConfigError with one line for each problem found."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: not found; run from the root of the repository") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(*(_explain(model, path, problem) for problem in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], path: Path, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        known = _keys(model, problem["loc"][:-1])
+        return f"{path}: {key}: unknown key{nearest(str(problem['loc'][-1]), known)} (known here: {', '.join(known)})"
+    if problem["type"] == "missing":
+        return f"{path}: {key}: missing, and it has no default; add it"
+    return f"{path}: {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _keys(model: type[BaseModel], loc: tuple) -> list[str]:
+    """Return the keys of the section at ``loc``; sections in lists or unions answer with the last one found."""
+    for part in loc:
+        inner = model.model_fields.get(part)
+        if inner is None or not isinstance(inner.annotation, type) or not issubclass(inner.annotation, BaseModel):
+            break
+        model = inner.annotation
+    return list(model.model_fields)
