@@ -50,7 +50,7 @@ class Convert(Section):
     max_tokens: Positive
     validation: Positive
     test: Positive
-    near_duplicate: Fraction
+    near_duplicate: Annotated[float, Field(ge=0.3, le=1)]
 
 
 class Lora(Section):

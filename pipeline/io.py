@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,8 +22,9 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        os.replace(partial, path)
+        with _full_disk_named(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -36,11 +38,23 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.rename(path)
+        with _full_disk_named(path):
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """Raise an OSError with ENOSPC and ``path`` for a full disk; numpy, safetensors and llama.cpp hide the number."""
+    try:
+        yield
+    except Exception as error:
+        if "os error 28" in str(error) or shutil.disk_usage(path.parent).free < CHUNK_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def write_json(path: str | Path, data: Any) -> None:

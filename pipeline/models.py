@@ -24,7 +24,7 @@ class ModelRecipe(Section):
     size_label: str  # second part, such as 0.6B
     license: str
     languages: tuple[str, ...]
-    description: str
+    summary: str  # one line, as `python -m pipeline list` prints it
     path: str | None = None  # local: a model directory
     repo: str | None = None  # hub: owner/name
     revision: str | None = None  # hub: a commit
@@ -75,10 +75,12 @@ def _copy(recipe: ModelRecipe, directory: Path, seed: int) -> None:
 def _fetch(recipe: ModelRecipe, directory: Path, seed: int) -> None:
     from huggingface_hub import snapshot_download
 
-    from pipeline.hub import reported
+    from pipeline import hub
 
-    with reported(f"{recipe.repo}@{recipe.revision}", offline="-S model=nano"):
-        snapshot = snapshot_download(recipe.repo, revision=recipe.revision, allow_patterns=HUB_FILES)
+    with hub.reported(f"{recipe.repo}@{recipe.revision}", offline="-S model=nano"):
+        snapshot = hub.retried(
+            lambda: snapshot_download(recipe.repo, revision=recipe.revision, allow_patterns=HUB_FILES)
+        )
     for file in Path(snapshot).iterdir():
         shutil.copyfile(file, directory / file.name)
 

@@ -8,7 +8,9 @@ boundary between them is the same in training, where the answer is known, and in
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +59,18 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def defuse(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """Return ``text`` with every literal control token broken by a zero-width space, so that it stays text."""
+    """Return ``text`` with every literal control token broken by a zero-width space, so that it stays text.
+
+    It is normalised to NFC as well: Qwen's tokenizer does so, llama.cpp's does not.
+    """
+    text = unicodedata.normalize("NFC", text)
+    return _control_tokens(tokenizer).sub(lambda match: match[0][0] + ZERO_WIDTH_SPACE + match[0][1:], text)
+
+
+@lru_cache(maxsize=4)
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     added = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-    pattern = "|".join(re.escape(token) for token in added)
-    return re.sub(pattern, lambda match: match[0][0] + ZERO_WIDTH_SPACE + match[0][1:], text)
+    return re.compile("|".join(re.escape(token) for token in added))
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -71,13 +81,17 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Return the token ids of :func:`prompt_text`."""
-    return tokenizer(prompt_text(tokenizer, messages), add_special_tokens=False)["input_ids"]
+    return _ids(tokenizer, prompt_text(tokenizer, messages))
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Return the token ids of an assistant's answer, closed by the end of turn."""
-    ids = tokenizer(defuse(tokenizer, answer), add_special_tokens=False)["input_ids"]
-    return [*ids, end_of_turn_id(tokenizer)]
+    return [*_ids(tokenizer, defuse(tokenizer, answer)), end_of_turn_id(tokenizer)]
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    # verbose would warn of texts beyond the model's length, which the callers count and drop
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def example_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> tuple[list[int], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 
 from pipeline.config import Runtime
 
@@ -18,6 +19,8 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("PYTHONHASHSEED", str(runtime.seed))
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, which do not look
     random.seed(runtime.seed)
 
 

@@ -6,9 +6,7 @@ import argparse
 import errno
 import inspect
 import logging
-import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -79,11 +77,9 @@ def report_errors(action: Callable[[], None]) -> int:
 
 
 def _disk_full(error: OSError) -> str:
-    where = os.path.dirname(os.path.abspath(error.filename or "."))
-    free = shutil.disk_usage(where if os.path.isdir(where) else ".").free
     return (
-        f"{error.filename or where}: no space left on the disk ({free / 1e6:.0f} MB free); nothing was half-written: "
-        "free some space (`dvc gc --workspace` drops old artifacts) and run again"
+        f"{error.filename or 'output'}: no space left on the disk; nothing was half-written: free some space "
+        "(`dvc gc --workspace` drops the artifacts of earlier runs) and run again"
     )
 
 

@@ -60,3 +60,7 @@ def test_text_never_becomes_a_control_token(tokenizer, pieces):
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer"):
         prompts.load_tokenizer(tmp_path)
+
+
+def test_text_is_normalised_as_every_tokenizer_sees_it(tokenizer):
+    assert prompts.defuse(tokenizer, "cafe\u0301 \u212b \uf90a") == "café Å 金"

@@ -1,0 +1,1 @@
+"""From raw records to clean dialogues: shapes, duplicates, splits and the figures about them."""
