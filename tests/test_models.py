@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError, UserError
 from pipeline.models import ModelRecipe
 from tests.conftest import ROOT
 
-NAMING = {"basename": "Tiny", "size_label": "1M", "license": "apache-2.0", "languages": ["zh"], "description": "d"}
+NAMING = {"basename": "Tiny", "size_label": "1M", "license": "apache-2.0", "languages": ["zh"], "summary": "s"}
 TINY_SHAPE = {
     "model_type": "qwen3",
     "vocab_size": 512,
@@ -64,7 +64,7 @@ def test_a_source_needs_its_own_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes/models").mkdir(parents=True)
     (tmp_path / "recipes/models/x.yaml").write_text(
-        "source: hub\nbasename: X\nsize_label: 1M\nlicense: mit\nlanguages: [zh]\ndescription: d\n"
+        "source: hub\nbasename: X\nsize_label: 1M\nlicense: mit\nlanguages: [zh]\nsummary: s\n"
     )
     with pytest.raises(ConfigError, match="source 'hub' needs repo and revision"):
         models.read("x")
