@@ -1,0 +1,43 @@
+"""eval/metrics.json: at most a dozen plain numbers for `dvc metrics diff` and `dvc exp show`, repeatable ones first."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.reporting.load import Results
+from pipeline.reporting.verdict import MEGABYTE, deepest, gain, size, thriftiest
+
+
+def headline(results: Results) -> dict[str, dict[str, float]]:
+    """Return the headline numbers, grouped by one dot.
+
+    The encoding spoken of is the first that is benchmarked, the policy the one recommended for long conversations
+    at the greatest depth (full KV where none is). ``bench.tok_s`` and ``bench.speedup`` are timings.
+    """
+    encoding = results.params.bench.encodings[0]
+    base, merged, chosen = (results.quality[cell].metrics for cell in ("base", "merged", encoding))
+    full = deepest(results)[0]
+    row = thriftiest(results) or full
+    numbers = {
+        "train.eval_loss": results.train.eval_loss["best"].value,
+        "quality.bert_f1": merged.bert_f1.value,
+        "quality.bert_f1_gain": gain(results).value,
+        "quality.ppl_base": base.perplexity.value,
+        "quality.ppl": merged.perplexity.value,
+        f"ppl.{encoding}": chosen.perplexity.value,
+        f"kld.{encoding}": chosen.kld.value,
+        f"size_mb.{encoding}": size(results, encoding) / MEGABYTE,
+        "bench.kv_saving": 1 - row.kv_bytes_final.value / full.kv_bytes_final.value,
+        "bench.ppl_ratio": row.quality.perplexity.value / full.quality.perplexity.value,
+        "bench.tok_s": row.timing.tokens_per_second.value,
+        "bench.speedup": row.timing.ratio_to_full.value,
+    }
+    return _nested(numbers)
+
+
+def _nested(numbers: dict[str, float]) -> dict[str, dict[str, float]]:
+    groups: dict[str, dict[str, float]] = {}
+    for name, value in numbers.items():
+        group, key = name.split(".", 1)
+        groups.setdefault(group, {})[key] = float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    return groups

@@ -1,0 +1,176 @@
+"""The report as one context of tables, figures and words, rendered to Markdown and to one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.reporting import answers, figures, provenance, tables, text, verdict
+from pipeline.reporting.load import Results
+from pipeline.reporting.records import FULL, Bench, Measure
+from pipeline.reporting.table import Table, interval, percent, plain
+from pipeline.reporting.verdict import MEGABYTE
+
+HERE = Path(__file__).parent
+ANSWERS = {1: "Yes.", 0: "Not shown.", -1: "No."}
+MOVES = {1: "rises", 0: "moves", -1: "falls"}
+
+
+def html(report: dict[str, Any]) -> str:
+    """Return the report as one HTML page that loads nothing and runs no script but its own."""
+    environment = _environment(autoescape=True, finalize=_inert)
+    script = Markup((HERE / "page.js").read_text(encoding="utf-8"))
+    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(report, script=script, style=style, digest=digest)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the report as GitHub-flavoured Markdown."""
+    environment = _environment(autoescape=False, finalize=text.markdown)
+    environment.filters["code"] = text.code
+    return environment.get_template("report.md.j2").render(report)
+
+
+def _environment(**more: Any) -> Environment:
+    tidy = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    return Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, **tidy, **more)
+
+
+def _inert(value: object) -> object:
+    return text.inert(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def context(results: Results) -> dict[str, Any]:
+    """Return everything that the templates print."""
+    params, merged = results.params, results.quality["merged"]
+    choices = verdict.choices(results)
+    benched = params.bench.encodings[0]
+    return {
+        "results": results,
+        "params": params,
+        "name": f"{next(iter(results.quantized.values())).base}-{params.quantize.finetune}",
+        "scorer": f"{merged.scorer.name}, layer {merged.scorer.layer}",
+        "answer": answer(results, verdict.gain(results)),
+        "figures": key_figures(results),
+        "choices": choices,
+        "scoreboard": tables.scoreboard(results, [choice.name for choice in choices[:-1]]),
+        "cost": cost_figures(results),
+        "bench": bench_tables(results),
+        "compositions": tables.compositions(results),
+        "benched": benched,
+        "kv": kv_figures(results),
+        "questions": answers.questions(results),
+        "splits": tables.splits(results),
+        "drops": tables.drops(results),
+        "curve": curve_figure(results),
+        "checks": provenance.checks(results),
+        "exports": provenance.exports(results),
+        "files": provenance.files(results),
+        "timings": provenance.timings(results),
+        "spent": spent_figures(results),
+        "total_seconds": sum(timing.seconds for timing in results.timings.values()),
+        "settings": provenance.settings(params),
+        "versions": provenance.versions(),
+        "machine": results.bench[benched].machine,
+        "benchmark": provenance.machine(results.bench[benched]),
+    }
+
+
+def bench_tables(results: Results) -> list[tuple[str, Bench, list[tuple[int, Table]]]]:
+    """Return for each benchmarked encoding its record and a table for each depth."""
+    bench, row = results.params.bench, verdict.thriftiest(results)
+    return [
+        (name, one, [(depth, tables.policies(one, depth, bench.decode_tokens, row)) for depth in sorted(bench.depths)])
+        for name, one in results.bench.items()
+    ]
+
+
+def answer(results: Results, gain: Measure) -> tuple[str, str]:
+    """Return whether the fine-tuned model is better, in a word and in a sentence of numbers."""
+    base, merged = (results.quality[cell].metrics.perplexity.value for cell in ("base", "merged"))
+    side = verdict.sign(gain)
+    change = plain(abs(gain.value), 4) if side else plain(gain.value, 4, signed=True)
+    zero = "" if side else ", which holds zero"
+    sentence = (
+        f"BERT-F1 {MOVES[side]} by {change} against the base model, paired over {gain.n} test dialogues "
+        f"({percent(0.95)} interval {interval(*gain.ci95, 4, signed=True)}{zero}); "
+        f"perplexity of the reference answers goes from {plain(base, 2)} to {plain(merged, 2)}."
+    )
+    return ANSWERS[side], sentence
+
+
+def key_figures(results: Results) -> list[tuple[str, str, str]]:
+    """Return the few numbers under the answer: name, base to merged, what it means."""
+    base, merged = (results.quality[cell].metrics for cell in ("base", "merged"))
+    above = " → ".join(plain(one.bert_f1.value - one.bert_f1_shuffled.value, 3) for one in (base, merged))
+    rows = [
+        ("BERT-F1 ↑", "bert_f1", 3, 1, f"above its shuffled floor: {above}"),
+        ("Perplexity ↓", "perplexity", 1, 1, "of the reference answers"),
+        ("Bits a character ↓", "bits_per_char", 3, 1, "comparable across tokenizers"),
+        ("Answers that end, % ↑", "ended", 1, 100, f"within {results.params.evaluate.max_new_tokens} tokens"),
+    ]
+    return [
+        (name, " → ".join(plain(getattr(one, key).value * scale, digits) for one in (base, merged)), note)
+        for name, key, digits, scale, note in rows
+    ]
+
+
+def cost_figures(results: Results) -> tuple[Markup, Markup]:
+    """Return divergence over size, one point an encoding, and how often an encoding changes the top token."""
+    metrics = {name: results.quality[name].metrics for name in results.quantized}
+    points = [
+        figures.Point(name, verdict.size(results, name) / MEGABYTE, one.kld.value) for name, one in metrics.items()
+    ]
+    bars = [figures.Bar(name, 100 * (1 - one.same_top.value)) for name, one in metrics.items()]
+    return (
+        figures.scatter("KLD from the merged model over size", points, "size, MB", "KLD, nats a token"),
+        figures.bars("Tokens with another top choice", bars, "%"),
+    )
+
+
+def kv_figures(results: Results) -> tuple[int, Markup, Markup]:
+    """Return the greatest depth, divergence over KV bytes at it, and time per token at it."""
+    full, others = verdict.deepest(results)
+    rows = [full, *others]
+    points = [
+        figures.Point(row.name, row.kv_bytes_final.value / MEGABYTE, row.quality.kld.value, row.policy == FULL)
+        for row in rows
+    ]
+    bars = [
+        figures.Bar(row.name, row.timing.tpot_ms_median.value, row.timing.tpot_ms_p95.value, row.policy == FULL)
+        for row in rows
+    ]
+    return (
+        full.depth,
+        figures.scatter("KLD from full KV over KV bytes", points, "KV cache while decoding, MB", "KLD, nats a token"),
+        figures.bars("Time per output token", bars, "ms"),
+    )
+
+
+def curve_figure(results: Results) -> Markup:
+    """Return the loss curves."""
+    series = [
+        figures.Series("training loss", results.curves["loss"]),
+        figures.Series("eval loss", results.curves["eval_loss"], marked=True),
+    ]
+    return figures.curves("Training and eval loss over steps", series, "optimiser steps", "loss, nats a token")
+
+
+def spent_figures(results: Results) -> tuple[Markup, Markup]:
+    """Return the time and the peak memory of each stage, all cells of a matrix together."""
+    seconds: dict[str, float] = {}
+    peak: dict[str, float] = {}
+    for name, timing in results.timings.items():
+        stage = name.split("@")[0]
+        seconds[stage] = seconds.get(stage, 0) + timing.seconds
+        peak[stage] = max(peak.get(stage, 0), timing.peak_rss_bytes / MEGABYTE / 1000)
+    return (
+        figures.bars("Time by stage", [figures.Bar(*pair) for pair in seconds.items()], "s"),
+        figures.bars("Peak memory by stage", [figures.Bar(*pair) for pair in peak.items()], "GB"),
+    )

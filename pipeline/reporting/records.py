@@ -1,0 +1,249 @@
+"""What the report needs of the stages' JSON, as frozen values; keys it does not need are ignored."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+FULL = "full"  # the KV policy that all others are measured beside
+
+
+class Record(BaseModel):
+    """A part of a stage's JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+
+
+class Measure(Record):
+    """A measured number (pipeline.metrics.measure); "nan" and "inf" become the numbers they name."""
+
+    value: float
+    stderr: float | None = None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+    unit: str | None = None
+    better: str | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a number to compare."""
+        return math.isfinite(self.value)
+
+
+def _as_measure(raw: Any) -> Any:
+    return {"value": raw} if isinstance(raw, int | float | str) else raw
+
+
+Measured = Annotated[Measure, BeforeValidator(_as_measure)]  # a count may stand as a plain number
+
+
+class Tokens(Record):
+    """Tokens of a split's dialogues: sum, median and largest."""
+
+    total: int
+    p50: int
+    p100: int
+
+
+class Split(Record):
+    """One split of the dialogues."""
+
+    dialogues: int
+    turns: int
+    multi_turn_share: float
+    tokens: Tokens
+
+
+class ChatSummary(Record):
+    """data/chat/summary.json: what came of every raw line."""
+
+    source: dict[str, Any]
+    lines: int
+    kept: int
+    dropped: dict[str, int]
+    splits: dict[str, Split]
+    overlap: dict[str, int]
+    test_questions_in_train: int
+
+
+class TrainSummary(Record):
+    """eval/train/summary.json: what a training run did."""
+
+    steps: int
+    epochs: float
+    stopped_early: bool
+    best_step: int | None
+    tokens_trained: int
+    trainable_parameters: int
+    eval_loss: dict[str, Measured]
+
+
+class MergeDifference(Record):
+    """How far a merged model is from its adapter."""
+
+    max_logit_diff: Measured
+    kld: Measured
+
+
+class Merge(Record):
+    """eval/merge.json: what the merge changed, before and after rounding to its dtype."""
+
+    dtype: str
+    in_memory: MergeDifference
+    reloaded: MergeDifference
+
+
+class Scorer(Record):
+    """The model behind BERT-F1."""
+
+    name: str
+    layer: int
+
+
+class Metrics(Record):
+    """How good a model's answers and predictions are; divergence is from the merged model on the same token ids."""
+
+    bert_f1: Measured
+    bert_f1_shuffled: Measured
+    perplexity: Measured
+    bits_per_char: Measured
+    kld: Measured
+    same_top: Measured
+    ended: Measured
+
+
+class PerDialogue(Record):
+    """Scores of single test dialogues, for paired comparison."""
+
+    ids: list[str]
+    bert_f1: list[float]
+
+
+class Sample(Record):
+    """One answer to a test dialogue."""
+
+    id: str
+    prompt: Any
+    reference: str
+    answer: str
+
+
+class Quality(Record):
+    """eval/quality/<cell>.json: how well one model answers the test set."""
+
+    cell: str
+    engine: str
+    scorer: Scorer
+    size_bytes: Measured
+    metrics: Metrics
+    per_dialogue: PerDialogue
+    samples: list[Sample]
+
+
+class File(Record):
+    """One file of an artifact."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Parity(Record):
+    """Token ids compared between Hugging Face and an export."""
+
+    dialogues: int
+    mismatches: Measured
+
+
+class Logits(Record):
+    """An export's logits on a fixed dialogue beside those of the merged model."""
+
+    max_diff: Measured
+    argmax_agreement: Measured
+
+
+class Quantized(Record):
+    """eval/quantize/<encoding>.json: one export and its verification."""
+
+    encoding: str
+    family: str
+    summary: str
+    base: str
+    parameters: int
+    files: list[File]
+    bits_per_weight: Measured
+    tensor_types: dict[str, int]
+    fallbacks: list[dict[str, Any]]
+    parity: Parity
+    logits: Logits
+
+
+class Machine(Record):
+    """Where a benchmark ran."""
+
+    cpu: str
+    cores: int
+    threads: int
+    llama_cpp_python: str
+    flags: str
+
+    @property
+    def words(self) -> str:
+        """The CPU and the threads used."""
+        return f"{self.cpu}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+
+class Timing(Record):
+    """Speed of one benchmark row."""
+
+    flash_attention: str
+    ttft_s: Measured
+    tpot_ms_median: Measured
+    tpot_ms_p95: Measured
+    tokens_per_second: Measured
+    ratio_to_full: Measured
+
+
+class Kept(Record):
+    """What a policy keeps of the model's quality, beside full KV on the same token ids."""
+
+    perplexity: Measured
+    kld: Measured
+    same_top: Measured
+
+
+class BenchRow(Record):
+    """One policy at one depth and budget."""
+
+    policy: str
+    composition: str
+    depth: int
+    budget: int | None = None
+    entries: Measured
+    kv_bytes_peak: Measured
+    kv_bytes_final: Measured
+    quality: Kept
+    timing: Timing
+
+    @property
+    def name(self) -> str:
+        """The policy with its budget, where it has one."""
+        return self.policy if self.budget is None else f"{self.policy} {self.budget}"
+
+
+class Bench(Record):
+    """eval/bench/<encoding>.json: one model under every KV-cache policy."""
+
+    encoding: str
+    machine: Machine
+    settings: dict[str, Any]
+    rows: Annotated[list[BenchRow], Field(min_length=1)]
+
+
+class StageTiming(Record):
+    """eval/timings/<stage>.json."""
+
+    seconds: float
+    peak_rss_bytes: int

@@ -1,0 +1,129 @@
+"""The tables of results: encodings, KV policies, data. Each is a list of columns; HTML and Markdown print the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.reporting import verdict
+from pipeline.reporting.load import REFERENCES, Results
+from pipeline.reporting.records import FULL, Bench, BenchRow
+from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, plain, text, words
+from pipeline.reporting.verdict import MEGABYTE
+
+SIMULATED = "simulated on CPU"
+
+
+def scoreboard(results: Results, marked: list[str | None]) -> Table:
+    """Return base, merged and every encoding on the same token ids and dialogues."""
+
+    def metric(name: str, digits: int, scale: float = 1, ci: bool = False) -> Callable[[str], Cell]:
+        return lambda cell: measured(getattr(results.quality[cell].metrics, name), digits, scale, ci)
+
+    columns = [
+        words("Model", text),
+        Column("Size, MB", lambda cell: _size(results, cell), "weights on disk, 10⁶ bytes", "lower", bar=True),
+        Column("Bits/weight", lambda cell: _bits(results, cell), "bits of storage a weight takes"),
+        Column("PPL", metric("perplexity", 2), "perplexity of the reference answers ± standard error", "lower"),
+        Column("ΔPPL", lambda cell: _above(results, cell), "perplexity above the merged model’s"),
+        Column("KLD", metric("kld", 4), "mean KL divergence from the merged model, nats a token", "lower"),
+        Column("Same top, %", metric("same_top", 1, 100), "tokens with the merged model’s first choice", "higher"),
+        Column("BERT-F1", metric("bert_f1", 4, ci=True), "answers against references, 95 % interval", "higher"),
+        Column("Floor", lambda cell: _floor(results, cell), "BERT-F1 against shuffled references"),
+        Column("Ended, %", metric("ended", 1, 100), "answers that end by themselves", "higher"),
+        Column("Tok/s", lambda cell: _speed(results, cell), "decoding under full KV, smallest depth", "higher"),
+    ]
+    return build(columns, results.quality, marked=lambda cell: cell in marked)
+
+
+def _size(results: Results, cell: str) -> Cell:
+    return number(verdict.size(results, cell) / MEGABYTE, 1)
+
+
+def _bits(results: Results, cell: str) -> Cell:
+    return Cell(ABSENT) if cell in REFERENCES else measured(results.quantized[cell].bits_per_weight, 2)
+
+
+def _above(results: Results, cell: str) -> Cell:
+    own, merged = (results.quality[name].metrics.perplexity.value for name in (cell, "merged"))
+    return number(own - merged, 2, signed=True)
+
+
+def _floor(results: Results, cell: str) -> Cell:
+    return number(results.quality[cell].metrics.bert_f1_shuffled.value, 4)
+
+
+def _speed(results: Results, cell: str) -> Cell:
+    if cell in REFERENCES:
+        return Cell(ABSENT)
+    if not verdict.is_gguf(results, cell):
+        return Cell(ABSENT, SIMULATED)
+    if cell not in results.bench:
+        return Cell(ABSENT, "not benched")
+    rows = [row for row in results.bench[cell].rows if row.policy == FULL]
+    return measured(min(rows, key=lambda row: row.depth).timing.tokens_per_second, 1)
+
+
+def policies(bench: Bench, depth: int, tokens: int, marked: BenchRow | None) -> Table:
+    """Return every policy at one depth, full KV first."""
+    rows = sorted((row for row in bench.rows if row.depth == depth), key=lambda row: row.policy != FULL)
+
+    def timing(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
+        return lambda row: measured(getattr(row.timing, name), digits, scale)
+
+    def kept(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
+        return lambda row: measured(getattr(row.quality, name), digits, scale)
+
+    columns = [
+        words("Policy", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
+        Column("Entries", lambda row: measured(row.entries, 0), "KV entries a layer holds at the end"),
+        Column("KV, MB", _kv, "KV cache while decoding, and at its largest", "lower", bar=True),
+        words("FA", lambda row: text(row.timing.flash_attention), "flash attention: the faster setting while decoding"),
+        Column("TTFT, s", timing("ttft_s", 3), "time to the first token", "lower"),
+        Column("TPOT, ms", _tpot, "time per output token, median and 95th percentile", "lower"),
+        Column(f"tg{tokens}, tok/s", timing("tokens_per_second", 1), "decoding speed", "higher"),
+        Column("× full", timing("ratio_to_full", 2), "speed beside full KV in the same run", "higher"),
+        Column("PPL", kept("perplexity", 2), "perplexity of continued text", "lower"),
+        Column("KLD", kept("kld", 4), "divergence from full KV, nats a token", "lower"),
+        Column("Same top, %", kept("same_top", 1, 100), "most likely token as under full KV", "higher"),
+    ]
+    return build(columns, rows, marked=lambda row: marked is not None and row.name == marked.name)
+
+
+def compositions(results: Results) -> Table:
+    """Return what each policy is made of."""
+    rows = {row.policy: row for bench in results.bench.values() for row in bench.rows}
+    columns = [words("Policy", lambda row: text(row.policy)), words("Composition", lambda row: text(row.composition))]
+    return build(columns, rows.values())
+
+
+def _kv(row: BenchRow) -> Cell:
+    peak = plain(row.kv_bytes_peak.value / MEGABYTE, 2)
+    return number(row.kv_bytes_final.value / MEGABYTE, 2, detail=f"peak {peak}")
+
+
+def _tpot(row: BenchRow) -> Cell:
+    return number(row.timing.tpot_ms_median.value, 2, detail=f"p95 {plain(row.timing.tpot_ms_p95.value, 2)}")
+
+
+def splits(results: Results) -> Table:
+    """Return the sizes of the splits."""
+    columns = [
+        words("Split", lambda pair: text(pair[0])),
+        Column("Dialogues", lambda pair: number(pair[1].dialogues, 0)),
+        Column("Turns", lambda pair: number(pair[1].turns, 0)),
+        Column("Multi-turn, %", lambda pair: number(100 * pair[1].multi_turn_share, 1)),
+        Column("Tokens", lambda pair: number(pair[1].tokens.total, 0)),
+        Column("Median", lambda pair: number(pair[1].tokens.p50, 0)),
+        Column("Longest", lambda pair: number(pair[1].tokens.p100, 0)),
+    ]
+    return build(columns, results.chat.splits.items())
+
+
+def drops(results: Results) -> Table:
+    """Return how many raw lines were dropped for which reason."""
+    columns = [
+        words("Dropped because", lambda pair: text(pair[0].replace("_", " "))),
+        Column("Lines", lambda pair: number(pair[1], 0)),
+    ]
+    return build(columns, ((reason, count) for reason, count in results.chat.dropped.items() if count))

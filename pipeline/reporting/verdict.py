@@ -1,0 +1,151 @@
+"""What the numbers recommend, by stated rules: is it better than the base, which file, which KV policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from pipeline.metrics import uncertainty
+from pipeline.reporting.load import Results
+from pipeline.reporting.records import FULL, BenchRow, Measure
+from pipeline.reporting.table import percent, plain
+
+LOSSLESS_KLD = 0.01  # nats a token
+SMALL_SHARE = 0.4  # of the merged model's bytes
+LONG_PPL = 1.05  # times full KV's perplexity
+MEGABYTE = 1e6
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A recommendation for one situation: a name from params or None, the numbers behind it and its rule."""
+
+    situation: str
+    name: str | None
+    reason: str
+    rule: str
+
+
+def gain(results: Results) -> Measure:
+    """Return the merged model's mean gain in BERT-F1 over the base, paired dialogue by dialogue."""
+    merged, base = (np.array(results.quality[cell].per_dialogue.bert_f1) for cell in ("merged", "base"))
+    paired = uncertainty.mean_measure(merged - base, results.params.runtime.seed, better="higher")
+    return Measure.model_validate(paired)
+
+
+def sign(difference: Measure) -> int:
+    """Return 1 where the 95 % interval lies above zero, -1 below, 0 where it holds zero or is not a number."""
+    low, high = difference.ci95
+    return int(low > 0) - int(high < 0)
+
+
+def choices(results: Results) -> list[Choice]:
+    """Return the recommendation for each situation."""
+    return [best_quality(results), small_machine(results), accelerator(results), long_conversation(results)]
+
+
+def best_quality(results: Results) -> Choice:
+    """Return the smallest GGUF that predicts as the merged model does, or the nearest to it."""
+    near = [name for name in _ggufs(results) if _kld(results, name) <= LOSSLESS_KLD]
+    name = _least(near, lambda name: size(results, name)) or _least(_ggufs(results), lambda name: _kld(results, name))
+    rule = f"The smallest GGUF within {LOSSLESS_KLD:g} nats a token of the merged model; if none is, the nearest."
+    return Choice("Best quality", name, _file(results, name), rule)
+
+
+def small_machine(results: Results) -> Choice:
+    """Return the best of the small GGUF files."""
+    limit = SMALL_SHARE * size(results, "merged")
+    small = [name for name in _ggufs(results) if size(results, name) <= limit]
+    rule = f"The lowest divergence among GGUF files of at most {percent(SMALL_SHARE)} of the merged model’s size."
+    name = _least(small, lambda name: _kld(results, name))
+    return Choice("Small machine", name, _file(results, name), rule)
+
+
+def accelerator(results: Results) -> Choice:
+    """Return the best of the formats made for GPU servers."""
+    name = _least(_compressed(results), lambda name: _kld(results, name))
+    rule = "The lowest divergence among compressed-tensors formats; their speed is not measured here."
+    return Choice("GPU server", name, _file(results, name), rule)
+
+
+def long_conversation(results: Results) -> Choice:
+    """Return the KV policy that saves most memory at little loss, at the greatest depth."""
+    row, full = thriftiest(results), deepest(results)[0]
+    rule = f"The fewest KV bytes at perplexity at most {percent(LONG_PPL - 1)} above full KV’s, at the greatest depth."
+    return Choice("Long conversations", row and row.name, _row(row, full), rule)
+
+
+def thriftiest(results: Results) -> BenchRow | None:
+    """Return the row with the fewest KV bytes among those whose perplexity stays near full KV's."""
+    full, others = deepest(results)
+    limit = LONG_PPL * _comparable(full.quality.perplexity)
+    near = [row for row in others if _comparable(row.quality.perplexity) <= limit]
+    return _least(near, lambda row: _comparable(row.kv_bytes_final))
+
+
+def deepest(results: Results) -> tuple[BenchRow, list[BenchRow]]:
+    """Return full KV's row and the others of the first benchmarked encoding at the greatest depth."""
+    rows = results.bench[results.params.bench.encodings[0]].rows
+    depth = max(row.depth for row in rows)
+    rows = [row for row in rows if row.depth == depth]
+    return next(row for row in rows if row.policy == FULL), [row for row in rows if row.policy != FULL]
+
+
+def size(results: Results, cell: str) -> float:
+    """Return the bytes on disk of a model."""
+    return _comparable(results.quality[cell].size_bytes)
+
+
+def is_gguf(results: Results, encoding: str) -> bool:
+    """Whether an encoding is a file that llama.cpp runs, so that its speed on the CPU is real."""
+    return results.quantized[encoding].family == "gguf"
+
+
+def _ggufs(results: Results) -> list[str]:
+    return [name for name in results.quantized if is_gguf(results, name)]
+
+
+def _compressed(results: Results) -> list[str]:
+    return [name for name in results.quantized if not is_gguf(results, name)]
+
+
+def _kld(results: Results, cell: str) -> float:
+    return _comparable(results.quality[cell].metrics.kld)
+
+
+def _comparable(measure: Measure) -> float:
+    """Return a value for comparison: infinities too become nan, which is neither above nor below anything."""
+    return measure.value if measure.finite else math.nan
+
+
+def _least(items: Iterable[Item], key: Callable[[Item], float]) -> Item | None:
+    """Return the item with the least key; one whose key is not a number never wins."""
+    return min((item for item in items if not math.isnan(key(item))), key=key, default=None)
+
+
+def _file(results: Results, name: str | None) -> str:
+    if name is None:
+        return "No file made here qualifies."
+    metrics, share = results.quality[name].metrics, size(results, name) / size(results, "merged")
+    return (
+        f"{size(results, name) / MEGABYTE:,.1f} MB, {percent(share)} of the merged model; "
+        f"KLD {metrics.kld.value:.4f}, same top token {percent(metrics.same_top.value, 1)}"
+    )
+
+
+def _row(row: BenchRow | None, full: BenchRow) -> str:
+    if row is None:
+        return f"No policy stays that close to full KV at a depth of {full.depth} tokens; keep full KV."
+    saving = 1 - row.kv_bytes_final.value / full.kv_bytes_final.value
+    loss = row.quality.perplexity.value / full.quality.perplexity.value - 1
+    speed = plain(row.timing.ratio_to_full.value, 2)
+    return (
+        f"{percent(saving)} fewer KV bytes at a depth of {full.depth} tokens; "
+        f"perplexity {percent(loss, 1, True)}, {speed} × the speed of full KV"
+    )
