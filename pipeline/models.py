@@ -54,8 +54,8 @@ def provide(recipe: ModelRecipe, directory: Path, seed: int) -> None:
 def check(directory: Path, origin: str) -> None:
     """Raise UserError with everything a model directory lacks."""
     wanted = {
-        "config.json": "a transformers config (config.json)",
-        "tokenizer*.json": "a tokenizer (tokenizer.json)",
+        "config.json": "transformers config (config.json)",
+        "tokenizer*.json": "tokenizer (tokenizer.json)",
         "*.safetensors": "safetensors weights (*.safetensors; pickled .bin weights are not loaded)",
     }
     missing = [what for pattern, what in wanted.items() if not any(directory.glob(pattern))]

@@ -18,9 +18,10 @@ def configure(runtime: Runtime) -> None:
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("PYTHONHASHSEED", str(runtime.seed))
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, which do not look
+        os.environ.setdefault("TQDM_DISABLE", "1")  # for the bars of libraries; read when tqdm is imported
     random.seed(runtime.seed)
 
 

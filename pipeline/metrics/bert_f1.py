@@ -28,6 +28,7 @@ PAIRS = 32  # scored at once; texts of like length stand together, so little is 
 class ScorerRecipe(Section):
     """A scorer: an encoder, the hidden layer whose vectors are matched, and the baseline to rescale by."""
 
+    summary: str  # one line, as `python -m pipeline list` prints it
     model: str  # a directory, or owner/name on the hub
     revision: str | None = None  # a commit, for the hub
     layer: Annotated[int, Field(gt=0)]

@@ -1,0 +1,1 @@
+"""GGUF models on the CPU, over llama.cpp's own C API."""

@@ -1,0 +1,157 @@
+"""A llama.cpp context: token ids at positions in, logits out, and a KV cache that can be cut, shifted and copied."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.engines.llama import library
+from pipeline.kv.precision import Precision
+
+KV_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # ggml's type numbers
+DEFAULT = Precision()
+UBATCH = 512  # tokens computed at once
+CELL_ALIGNMENT = 256  # llama.cpp rounds a context up to whole blocks of cells
+STATE_HEADER_BYTES = 24  # magic, sequence, streams, cells, transposed, layers: 4 bytes each
+STATE_CELL_BYTES = 12  # position, number of sequences, sequence
+STATE_ROW_HEADER_BYTES = 12  # K or V of a layer: type and row size
+
+
+class ContextFull(RuntimeError):
+    """A batch found no room in the cache: the caller sized the context too small."""
+
+
+class Context:
+    """Sequences of one model with their KV cache. Several sequences keep apart; cells are counted for each."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        n_ctx: int,
+        threads: int,
+        n_seqs: int = 1,
+        n_batch: int = UBATCH,
+        precision: Precision = DEFAULT,
+        flash_attention: bool = False,
+    ):
+        """Make room for ``n_ctx`` cells a sequence; a batch holds ``n_batch`` tokens of all sequences together."""
+        self._llama = library.api()
+        self.cells = -(-n_ctx // CELL_ALIGNMENT) * CELL_ALIGNMENT
+        self.n_batch = n_batch
+        self.vocabulary = library.vocabulary_size(model)
+        settings = self._llama.llama_context_default_params()
+        settings.n_ctx = self.cells * n_seqs
+        settings.n_seq_max = n_seqs
+        settings.n_batch = n_batch
+        settings.n_ubatch = min(n_batch, UBATCH)
+        settings.n_threads = settings.n_threads_batch = threads
+        settings.type_k, settings.type_v = KV_TYPES[precision.k], KV_TYPES[precision.v]
+        settings.flash_attn_type = int(flash_attention)
+        settings.kv_unified = n_seqs == 1
+        settings.no_perf = True
+        self._context = self._llama.llama_init_from_model(model, settings)
+        if not self._context:
+            raise RuntimeError(f"llama.cpp refuses a context of {n_seqs} x {self.cells} cells in {precision}")
+        self._memory = self._llama.llama_get_memory(self._context)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the cache and the buffers."""
+        if self._context:
+            self._llama.llama_free(self._context)
+            self._context = None
+
+    def decode(
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        sequences: Sequence[int] | None = None,
+        wanted: Sequence[bool] | None = None,
+    ) -> np.ndarray:
+        """Append tokens and return float32 logits [wanted tokens, vocabulary], a view valid until the next call.
+
+        ``sequences`` defaults to sequence 0, ``wanted`` to the last token alone. At most ``n_batch`` tokens.
+        """
+        count = len(ids)
+        tokens = np.asarray(ids, np.int32)
+        places = np.asarray(positions, np.int32)
+        owners = np.zeros(count, np.int32) if sequences is None else np.asarray(sequences, np.int32)
+        outputs = np.arange(count) == count - 1 if wanted is None else np.asarray(wanted, bool)
+        self._submit(tokens, places, owners, outputs.astype(np.int8))
+        rows = int(outputs.sum())
+        if not rows:
+            return np.empty((0, self.vocabulary), np.float32)
+        logits = self._llama.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(logits, (rows, self.vocabulary))
+
+    def _submit(self, tokens: np.ndarray, places: np.ndarray, owners: np.ndarray, outputs: np.ndarray) -> None:
+        count = len(tokens)
+        one_each = np.ones(count, np.int32)
+        owner_pointers = owners.ctypes.data + np.arange(count, dtype=np.uint64) * owners.itemsize
+        batch = self._llama.llama_batch()
+        for name, array in {
+            "token": tokens,
+            "pos": places,
+            "n_seq_id": one_each,
+            "seq_id": owner_pointers,
+            "logits": outputs,
+        }.items():
+            setattr(batch, name, ctypes.cast(array.ctypes.data, dict(batch._fields_)[name]))
+        batch.n_tokens = count
+        status = self._llama.llama_decode(self._context, batch)
+        if status == 1:
+            raise ContextFull(f"no room for {count} tokens in a cache of {self.cells} cells a sequence")
+        if status:
+            raise RuntimeError(f"llama_decode failed with status {status}")
+        self._llama.llama_synchronize(self._context)
+
+    def clear(self, sequence: int | None = None) -> None:
+        """Forget a sequence, or everything."""
+        if sequence is None:
+            self._llama.llama_memory_clear(self._memory, False)
+        else:
+            self._llama.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def remove(self, start: int, stop: int, sequence: int = 0) -> None:
+        """Drop the entries at positions [start, stop)."""
+        if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, stop):
+            raise RuntimeError(f"this model's cache cannot drop positions {start} to {stop} alone")
+
+    def shift(self, start: int, stop: int, delta: int, sequence: int = 0) -> None:
+        """Move the entries at positions [start, stop) by ``delta``; their keys are rotated before the next decode."""
+        if not self._llama.llama_memory_can_shift(self._memory):
+            raise RuntimeError("this model's positions cannot be shifted")
+        self._llama.llama_memory_seq_add(self._memory, sequence, start, stop, delta)
+
+    def state(self, sequence: int = 0) -> np.ndarray:
+        """Return a copy of a sequence's cache as bytes."""
+        data = np.empty(self.state_bytes(sequence), np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = self._llama.llama_state_seq_get_data(self._context, pointer, data.size, sequence)
+        if written != data.size:
+            raise RuntimeError(f"llama.cpp wrote {written} of {data.size} bytes of state")
+        return data
+
+    def restore(self, state: np.ndarray, sequence: int = 0) -> None:
+        """Put a sequence's cache back, in cells that follow one another; raise ContextFull if it does not fit."""
+        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if self._llama.llama_state_seq_set_data(self._context, pointer, state.size, sequence) != state.size:
+            raise ContextFull(f"a state of {state.size} bytes does not fit into {self.cells} cells")
+
+    def state_bytes(self, sequence: int = 0) -> int:
+        """Return the size of a sequence's state: keys, values and their metadata."""
+        return self._llama.llama_state_seq_get_size(self._context, sequence)
+
+    def kv_bytes(self, layers: int, entries: int, sequence: int = 0) -> int:
+        """Return the measured bytes of a sequence's keys and values: its state without the metadata."""
+        metadata = STATE_HEADER_BYTES + entries * STATE_CELL_BYTES + 2 * layers * STATE_ROW_HEADER_BYTES
+        return self.state_bytes(sequence) - metadata

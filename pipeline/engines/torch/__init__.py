@@ -1,0 +1,1 @@
+"""Model directories in transformers, on the CPU or a GPU."""

@@ -1,0 +1,46 @@
+"""TRL's SFTTrainer with an output head that scores the answers alone, which halves a step's time on the CPU."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from trl import SFTTrainer
+
+from pipeline.sft.dataset import NO_LOSS
+
+
+class AnswerTrainer(SFTTrainer):
+    """An SFTTrainer of a PEFT model whose loss is the mean negative log-likelihood of the answers' tokens.
+
+    TRL's own fused head passes over the prompts on GPUs only; elsewhere it projects every position onto the
+    vocabulary, and takes entropies of all of them that no one reads.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        base = self.model.get_base_model()
+        base.forward = functools.partial(answers_nll, base)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the loss a token; ``num_items_in_batch`` counts the tokens of a whole step on all processes."""
+        nll, tokens = model(**inputs)
+        if num_items_in_batch is None:
+            return nll / tokens.clamp(min=1)
+        return nll / num_items_in_batch * self.accelerator.num_processes  # whose gradients are averaged
+
+
+def answers_nll(
+    model: PreTrainedModel, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, **unused: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed negative log-likelihood, in nats, of the labelled tokens and their number.
+
+    All are integers of shape (rows, tokens); a label that is NO_LOSS is not scored.
+    """
+    hidden = model.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    targets = labels[:, 1:]
+    scored = targets != NO_LOSS
+    logits = model.get_output_embeddings()(hidden[:, :-1][scored])
+    return torch.nn.functional.cross_entropy(logits.float(), targets[scored], reduction="sum"), scored.sum()
