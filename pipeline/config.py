@@ -15,7 +15,6 @@ from pipeline.schema import Section
 PARAMS = Path("params.yaml")
 
 Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
@@ -75,7 +74,7 @@ class Train(Section):
     bf16: bool
     learning_rate: Annotated[float, Field(gt=0)]
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
-    warmup: Fraction
+    warmup: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     evals: Positive
     early_stopping: Positive

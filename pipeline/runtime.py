@@ -22,6 +22,7 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("PYTHONHASHSEED", str(runtime.seed))
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # for the bars of libraries; read when tqdm is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     random.seed(runtime.seed)
 
 

@@ -15,6 +15,12 @@ from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
+def params(params):
+    """One thread: more only wait for one another on a model this small."""
+    return params.model_copy(update={"runtime": params.runtime.model_copy(update={"threads": 1})})
+
+
+@pytest.fixture(scope="module")
 def adapter_dir(tmp_path_factory, tiny_model_dir, tokenizer, params) -> Path:
     """An adapter with random, clearly non-zero weights."""
     import torch

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.sft import adapter, checkpoints, checks, dataset
 from tests.conftest import ROOT
 
-SMALL = {
+SMALL = {  # a run of seconds
     "epochs": 1,
     "max_steps": 24,
     "batch_size": 2,
