@@ -16,6 +16,7 @@ def configure(runtime: Runtime) -> None:
     """
     threads = str(runtime.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin while they wait stall each other on a busy machine
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

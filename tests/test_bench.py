@@ -145,19 +145,21 @@ def test_all_but_the_timings_repeats_bit_for_bit(result, workplace, params):
     assert {key: again[key] for key in again if key != "rows"} == {key: result[key] for key in again if key != "rows"}
 
 
-def test_perplexity_is_that_of_the_true_continuation(result, tokenizer, tiny_gguf):
+def test_perplexity_and_accuracy_are_those_of_the_true_continuation(result, tokenizer, tiny_gguf):
     messages = [chat["messages"] for chat in chats(40)]
     documents = text.documents(tokenizer, messages, 96 + 30, 2)
-    losses = []
+    losses, hits = [], []
     with library.loaded(tiny_gguf("Q4_0")) as model, Context(model, n_ctx=126, threads=1) as context:
         for ids in documents:
             context.clear()
             scores = context.decode(ids, range(126), wanted=[True] * 126)[95:-1].astype(np.float64)
             scores -= scores.max(axis=1, keepdims=True)
+            hits += (scores.argmax(axis=1) == ids[96:]).tolist()
             picked = scores[np.arange(30), ids[96:]]
             losses += (np.log(np.exp(scores).sum(axis=1)) - picked).tolist()
     row = next(row for row in result["rows"] if row["policy"] == "full" and row["depth"] == 96)
     assert row["quality"]["perplexity"]["value"] == pytest.approx(np.exp(np.mean(losses)), rel=5e-3)
+    assert row["quality"]["top1"]["value"] == pytest.approx(np.mean(hits), abs=0.02)
 
 
 def test_full_kv_leads_wherever_it_is_listed(workplace, params):

@@ -41,7 +41,8 @@ def small(params) -> Params:
             "decode_tokens": 64,
         }
     )
-    return params.model_copy(update={"model": "nano", "quantize": quantize, "bench": bench})
+    evaluate = params.evaluate.model_copy(update={"max_new_tokens": 192})
+    return params.model_copy(update={"model": "nano", "quantize": quantize, "evaluate": evaluate, "bench": bench})
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from pipeline.tasks.pools import pools
 
@@ -24,8 +25,7 @@ class Field:
     ask: str
 
 
-@dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """``person``'s ``field`` is ``value``."""
 
     person: str

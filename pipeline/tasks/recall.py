@@ -49,9 +49,7 @@ class RecallTask:
         return len(self.prompt_ids) <= TRAINED_DEPTH
 
 
-def tasks(
-    tokenizer: PreTrainedTokenizerBase, kind: str, depth_tokens: int, n: int, seed: int
-) -> list[RecallTask]:
+def tasks(tokenizer: PreTrainedTokenizerBase, kind: str, depth_tokens: int, n: int, seed: int) -> list[RecallTask]:
     """Return ``n`` tasks whose prompts are exactly ``depth_tokens`` long.
 
     Raises UserError for an unknown kind or a depth below 128 tokens.

@@ -66,8 +66,8 @@ def _scored(context: Context, ids: Sequence[int], start: int) -> np.ndarray:
     context.clear()
     scores = np.empty((len(ids) - start, context.vocabulary), np.float32)
     for first in range(0, len(ids) - 1, context.n_batch):
-        positions = np.arange(first, min(first + context.n_batch, len(ids) - 1))
+        block = ids[first : min(first + context.n_batch, len(ids) - 1)]
+        positions = np.arange(first, first + len(block))
         wanted = positions >= start - 1
-        block = context.decode([ids[i] for i in positions], positions, wanted=wanted)
-        scores[positions[wanted] - (start - 1)] = block
+        scores[positions[wanted] - (start - 1)] = context.decode(block, positions, wanted=wanted)
     return scores

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -37,7 +36,6 @@ def check_version() -> None:
 def api() -> ModuleType:
     """Return llama.cpp's C API, with its version checked, its log down to errors and its backend started."""
     check_version()
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # threads that spin while they wait stall on a busy machine
     import llama_cpp
 
     llama_cpp.llama_log_set(_log_callback(), ctypes.c_void_p(0))

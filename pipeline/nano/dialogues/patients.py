@@ -51,9 +51,7 @@ def _job(stage: str, age: int) -> str:
 def suits(tables: dict, text: str, patient: Patient) -> bool:
     """Return whether ``text`` (a trigger, a symptom or a piece of advice) may be said of the patient."""
     return all(
-        trait in patient.traits
-        for trait, words in tables["only"].items()
-        if any(word in text for word in words)
+        trait in patient.traits for trait, words in tables["only"].items() if any(word in text for word in words)
     )
 
 

@@ -1,0 +1,150 @@
+"""Recipe, progress, loss curve and bounds.json -> data/embedded/base/README.md, the model card (text in card.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pipeline.io import read_json, read_jsonl, write_text
+from pipeline.nano import corpus, tokenizer
+from pipeline.nano.pretrain import LOG_STEPS
+
+CURVE_ROWS = 16
+HOLDS = {True: "yes", False: "**no**", None: ""}
+
+
+def main(recipe: dict) -> None:
+    """Write the card of the shipped base."""
+    base, run = Path(recipe["base"]), Path(recipe["build"]) / "pretrain"
+    bounds, progress = read_json(base / "bounds.json"), read_json(run / "last" / "progress.json")
+    settings = recipe["pretrain"]
+    words = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    write_text(
+        base / "README.md",
+        words.format(
+            **recipe["model"],
+            parameters=bounds["parameters"] / 1e6,
+            weights_sha256=bounds["weights_sha256"],
+            characters_per_token=characters_per_token(recipe),
+            trained_length=max(phase["length"] for phase in settings["phases"]),
+            sink_weight=settings["sink"]["weight"],
+            sink_mass=settings["sink"]["mass"],
+            sink_first=settings["sink"]["first_layer"],
+            tokens=progress["tokens"] / 1e6,
+            steps=progress["step"],
+            hours=progress["seconds"] / 3600,
+            held_out=recipe["corpus"]["held_out_percent"],
+            sources=sources(recipe, progress),
+            chat_share=100 * progress["chat_tokens"] / progress["tokens"],
+            muon_lr=settings["muon"]["lr"],
+            adamw_lr=settings["adamw"]["lr"],
+            decay_from=settings["decay_from"] / 1e6,
+            phases=phases(settings["phases"]),
+            log_steps=LOG_STEPS,
+            curve=curve(list(read_jsonl(run / "curve.jsonl"))),
+            bounds=checks(bounds["checks"]),
+            verdict=verdict(bounds["checks"]),
+        ),
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def characters_per_token(recipe: dict) -> float:
+    """Return the mean over the held-out real consultations."""
+    texts = [document["text"] for document in corpus.load(recipe, "held_out")["internal_medicine"]]
+    tokens = sum(len(encoded.ids) for encoded in tokenizer.load(recipe).encode_batch(texts))
+    return sum(map(len, texts)) / tokens
+
+
+def sources(recipe: dict, progress: dict) -> str:
+    """Return origin, licence, size and passes of every source."""
+    train = corpus.load(recipe, "train")
+    return table(
+        ["source", "licence", "documents", "characters", "passes"],
+        [
+            [
+                source["origin"],
+                source["licence"],
+                len(train[name]),
+                f"{sum(len(d['text']) for d in train[name]):,}",
+                f"{progress['drawn'][name] / len(train[name]):.2f}",
+            ]
+            for name, source in recipe["corpus"]["sources"].items()
+        ],
+    )
+
+
+def phases(rows: list[dict]) -> str:
+    """Return what the run was made of, a line a phase."""
+    return table(
+        ["until, million tokens", "length", "rows", "rows with position gaps", "mix of documents"],
+        [
+            [
+                f"{row['until'] / 1e6:.2f}",
+                row["length"],
+                row["rows"],
+                f"{row['gaps']:.0%}",
+                ", ".join(f"{kind} {share:.0%}" for kind, share in row["mix"].items()),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def curve(points: list[dict]) -> str:
+    """Return the loss curve, thinned; a resumed run's later line for a step counts."""
+    points = list({point["step"]: point for point in points}.values())
+    every = max(1, len(points) // CURVE_ROWS)
+    shown = [*points[:-1:every], points[-1]]
+    return table(
+        ["million tokens", "length", "natural text", "answer", "mass on the first token"],
+        [
+            [f"{p['tokens'] / 1e6:.2f}", p["length"], *(f"{p[name]:.2f}" for name in ("natural", "answer", "sink"))]
+            for p in shown
+        ],
+    )
+
+
+def checks(rows: list[dict]) -> str:
+    """Return every check with its value, interval, bound and whether it holds."""
+    return table(
+        ["check", "measured", "95 % interval", "n", "bound", "holds"],
+        [
+            [
+                row["name"],
+                _number(row["measured"]["value"]),
+                _interval(row["measured"]["ci95"]),
+                row["measured"]["n"] or "",
+                _bound(row),
+                HOLDS[row["holds"]],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def verdict(rows: list[dict]) -> str:
+    """Return how many bounds hold, and which do not."""
+    bounded = [row for row in rows if row["holds"] is not None]
+    missed = [row["name"] for row in bounded if not row["holds"]]
+    text = f"{len(bounded) - len(missed)} of {len(bounded)} bounds hold."
+    return text + (f" Missed: {'; '.join(missed)}." if missed else "")
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return "" if bounds is None else f"{_number(bounds[0])} to {_number(bounds[1])}"
+
+
+def _bound(row: dict) -> str:
+    low = [] if row["low"] is None else [f">= {_number(row['low'])}"]
+    high = [] if row["high"] is None else [f"<= {_number(row['high'])}"]
+    return ", ".join(low + high)
