@@ -13,7 +13,19 @@ from pipeline import recipes
 from pipeline.errors import UserError
 from pipeline.schema import Section
 
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "LICENSE*"]
+MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE*",
+]
 
 
 class ModelRecipe(Section):
@@ -68,7 +80,7 @@ def _copy(recipe: ModelRecipe, directory: Path, seed: int) -> None:
     if not source.is_dir():
         raise UserError(f"{source}: no such model directory; mend `path` in the model's recipe")
     for file in sorted(source.iterdir()):
-        if any(file.match(pattern) for pattern in HUB_FILES):
+        if any(file.match(pattern) for pattern in MODEL_FILES):
             shutil.copyfile(file, directory / file.name)
 
 
@@ -79,7 +91,7 @@ def _fetch(recipe: ModelRecipe, directory: Path, seed: int) -> None:
 
     with hub.reported(f"{recipe.repo}@{recipe.revision}", offline="-S model=nano"):
         snapshot = hub.retried(
-            lambda: snapshot_download(recipe.repo, revision=recipe.revision, allow_patterns=HUB_FILES)
+            lambda: snapshot_download(recipe.repo, revision=recipe.revision, allow_patterns=MODEL_FILES)
         )
     for file in Path(snapshot).iterdir():
         shutil.copyfile(file, directory / file.name)

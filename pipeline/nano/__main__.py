@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.nano import recipe as recipes
 
@@ -20,7 +21,7 @@ VERBS = {
     "evaluate": "measure the shipped base against its bounds",
     "card": "write the model card",
 }
-NEEDS_FOLDER = {"corpus"}
+NEEDS_FOLDER = {"corpus", "scorer"}
 
 
 def main() -> int:
@@ -46,7 +47,8 @@ def run(verb: str, recipe: dict, folder: Path | None) -> None:
     if verb in NEEDS_FOLDER and folder is None:
         raise UserError(f"{verb}: --corpus is missing; give the folder that holds the files named in recipe.yaml")
     module = importlib.import_module(f"pipeline.nano.{verb}")
-    module.main(recipe, *([folder] if verb in NEEDS_FOLDER else []))
+    settings = schema.read(module.RECIPE, module.Recipe) if verb == "scorer" else recipe  # scorer.yaml is its own
+    module.main(settings, *([folder] if verb in NEEDS_FOLDER else []))
 
 
 if __name__ == "__main__":

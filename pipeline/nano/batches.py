@@ -104,6 +104,7 @@ class RowWriter:
     def __init__(self, tokenizer: Tokenizer, natural: NaturalText, settings: dict, seed: int):
         self.tokenizer, self.natural, self.seed = tokenizer, natural, seed
         self.weights, self.first_token = settings["weights"], settings["first_token"]
+        self.varied_words = settings["varied_words"]
         self.end_of_text = tokenizer.token_to_id(END_OF_TEXT)
         self.break_ids = tokenizer.encode("\n\n").ids
         self.newline = tokenizer.encode("\n").ids[0]
@@ -148,7 +149,7 @@ class RowWriter:
         if kind == "natural":
             return self.encode(documents.chat_pieces(self.natural.dialogue(rng))) if chat else []
         characters = int(length * 0.95 * self.characters_per_token[kind])
-        material = documents.Material(lambda n: self.natural.text(rng, n), self.words)
+        material = documents.Material(lambda n: self.natural.text(rng, n), self.words, self.varied_words)
         pieces = documents.WRITERS[kind](rng, characters, chat, material)
         row = self.encode(pieces)
         ratio = documents.length(pieces) / len(row)

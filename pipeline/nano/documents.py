@@ -25,7 +25,6 @@ class Piece(NamedTuple):
 
 ASKED_TWICE = 0.12
 WORD_FIELDS = ("口令", "药材", "籍贯")
-VARIED = 0.7  # of the values that are words
 THINK = "<think>\n\n</think>\n\n"
 
 
@@ -34,16 +33,18 @@ class Material(NamedTuple):
 
     text: Callable[[int], str]
     words: Sequence[str]
+    varied: float  # share of the values that are words taken from ``words``
 
 
-def varied(rng: Random, told: list[Fact], words: Sequence[str]) -> list[Fact]:
-    """Return facts of which some values that are words are any words: there is nothing to know by heart."""
-    return [
-        fact._replace(value=facts.draw(rng, lambda r: r.choice(words), test=False))
-        if fact.field in WORD_FIELDS and rng.random() < VARIED
-        else fact
-        for fact in told
-    ]
+def varied(rng: Random, told: list[Fact], material: Material) -> list[Fact]:
+    """Return facts of which some values are any words: then there is nothing to know by heart."""
+
+    def vary(fact: Fact) -> Fact:
+        if fact.field not in WORD_FIELDS or rng.random() >= material.varied:
+            return fact
+        return fact._replace(value=facts.draw(rng, lambda r: r.choice(material.words), test=False))
+
+    return list(map(vary, told))
 
 
 class Talk:
@@ -97,7 +98,7 @@ def pairs(rng: Random, characters: int, chat: bool, material: Material) -> list[
     used: set[str] = set()
 
     def state() -> tuple[str, list[Fact]]:
-        (fact,) = varied(rng, [facts.fact(rng, fields, False, used)], material.words)
+        (fact,) = varied(rng, [facts.fact(rng, fields, False, used)], material)
         return facts.state(rng.choice(patterns), fact), [fact]
 
     return _notes(rng, characters, chat, state)
@@ -111,7 +112,7 @@ def records(rng: Random, characters: int, chat: bool, material: Material) -> lis
 
     def state() -> tuple[str, list[Fact]]:
         shown = rng.sample(fields, rng.randint(2, len(fields))) if rng.random() < 0.3 else fields
-        about = varied(rng, facts.record(rng, shown, False, used), material.words)
+        about = varied(rng, facts.record(rng, shown, False, used), material)
         return facts.state_record(pattern if rng.random() < 0.8 else rng.choice(pools().training.records), about), about
 
     return _notes(rng, characters, chat, state)
@@ -138,7 +139,7 @@ def needles(rng: Random, characters: int, chat: bool, material: Material) -> lis
     count = rng.randint(2, max(3, min(12, characters // 80)))
     used: set[str] = set()
     strewn = [facts.fact(rng, list(facts.FIELDS), False, used) for _ in range(count)]
-    strewn = varied(rng, strewn, material.words)
+    strewn = varied(rng, strewn, material)
     talk.learn(strewn)
     questions = [piece for _ in range(rng.randint(2, count + 2)) for piece in talk.ask()]
     room = max(60, characters - length(questions) - 20 * count)

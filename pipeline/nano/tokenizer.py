@@ -47,7 +47,6 @@ PLAIN_ADDED_TOKENS = (
     "<think>",
     "</think>",
 )
-KNOWLEDGE = Path(__file__).parent / "knowledge"
 
 
 def main(recipe: dict) -> None:
@@ -121,22 +120,7 @@ def texts(recipe: dict) -> Iterator[str]:
 
 
 def vocabulary() -> list[str]:
-    """Return the words that should be few tokens each: the recall pools, the prose, and the dialogues' knowledge."""
+    """Return the words that should be few tokens each: those of the recall pools and of the prose."""
     ours = pools()
     words = [*ours.surnames, *ours.given, *ours.herbs, *ours.words, *ours.cities, *FIELDS]
-    words += [word for part in ours.parts.values() for word in part]
-    return words + [word for path in sorted(KNOWLEDGE.glob("*.yaml")) for word in knowledge_words(path)]
-
-
-def knowledge_words(path: Path) -> list[str]:
-    """Return the distinct strings of a YAML file, in their order."""
-    import yaml
-
-    def strings(node) -> Iterator[str]:
-        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-        if isinstance(node, str):
-            yield node
-        for child in children:
-            yield from strings(child)
-
-    return list(dict.fromkeys(strings(yaml.safe_load(path.read_text(encoding="utf-8")))))
+    return words + [word for part in ours.parts.values() for word in part]
