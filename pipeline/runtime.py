@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import random
 import sys
 
 from pipeline.config import Runtime
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's numbers, malloc.h
 
 
 def configure(runtime: Runtime) -> None:
@@ -25,6 +29,15 @@ def configure(runtime: Runtime) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")  # for the bars of libraries; read when tqdm is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     random.seed(runtime.seed)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse large freed blocks; it returns each to the system and pays for every page of the next one."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def seed_torch(runtime: Runtime) -> None:
