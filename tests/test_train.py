@@ -25,6 +25,8 @@ SMALL = {  # a run of seconds
     "epochs": 1,
     "max_steps": 24,
     "batch_size": 2,
+    "gradient_accumulation": 1,
+    "learning_rate": 0.002,
     "max_length": 128,
     "evals": 8,
     "early_stopping": 8,
