@@ -13,7 +13,7 @@ from pipeline.config import Params
 from pipeline.errors import UserError
 
 LOCK = Path("requirements.lock")
-FREE_BYTES = 2_000_000_000  # the embedded default needs about half of it
+FREE_BYTES = 2_000_000_000  # artifacts and cache of the embedded default take a tenth of it
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's numbers, malloc.h
 
 
 def configure(runtime: Runtime) -> None:
-    """Set the environment that every stage runs in: threads of all numeric libraries, seeds, quiet and offline hubs.
+    """Set the environment that every stage runs in: threads of all numeric libraries, seed, quiet libraries.
 
     Call it before torch, transformers or llama_cpp are imported: OpenMP reads its thread count once.
     """
@@ -27,7 +27,6 @@ def configure(runtime: Runtime) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("PYTHONHASHSEED", str(runtime.seed))
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # for the bars of libraries; read when tqdm is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
