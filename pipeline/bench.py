@@ -2,7 +2,8 @@
 
 Reads artifacts/quantized/<encoding>, the tokenizer of artifacts/merged, data/chat/test.jsonl and recipes/kv; writes
 eval/bench/<encoding>.json. A repetition is one document: its prompt is prefilled, then its true continuation is
-decoded, so that speed, perplexity and divergence come of the same tokens.
+decoded, so that speed, perplexity and divergence come of the same tokens. Then facts early in a long context are
+asked for.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from pipeline import io, stage
-from pipeline.benching import machine, plan, row
-from pipeline.benching.plan import Case
+from pipeline.benching import machine, plan, recalling, row, trial
+from pipeline.benching.plan import Case, Plan
+from pipeline.benching.prompts import Prompts
+from pipeline.benching.trial import Document, Pace
+from pipeline.benching.work import Work
 from pipeline.config import Bench, Params
-from pipeline.engines.llama import library, trial
-from pipeline.engines.llama.trial import Document
+from pipeline.engines.llama.kv import Flash, LlamaKvEngine
 from pipeline.errors import UserError
+from pipeline.kv.policy import FULL
+from pipeline.runtime import seed_torch
+from pipeline.tasks import recall
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +34,24 @@ TEST = Path("data/chat/test.jsonl")
 MERGED = Path("artifacts/merged")
 QUANTIZED = Path("artifacts/quantized")
 BENCH = Path("eval/bench")
+FLASH = {setting: Flash(prefill=True, decode=setting) for setting in (False, True)}
 
 
 def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     path = gguf(encoding)
-    planned = plan.plan(params.bench, path, MERGED, TEST)
+    planned = plan.plan(params.bench, path, MERGED, TEST, params.runtime.seed)
+    seed_torch(params.runtime)
     with (
         stage.timed(f"bench@{encoding}"),
-        library.loaded(path) as model,
+        LlamaKvEngine(path, params.runtime.threads) as engine,
         tqdm(total=planned.trials, unit="trial", disable=None) as bar,
     ):
         rows = []
         for depth, documents in planned.documents.items():
-            warm_up(model, params, documents[0])
-            rows += measure_depth(model, params, planned.cases, depth, documents, bar)
+            warm_up(engine, documents[0])
+            rows += measure_depth(engine, params.bench, planned.cases, depth, documents, bar)
+        add_recall(engine, planned, rows, bar)
         result = {
             "encoding": encoding,
             "model": path.name,
@@ -66,28 +74,27 @@ def gguf(encoding: str) -> Path:
     return found[0]
 
 
-def warm_up(model: Any, params: Params, document: Document) -> None:
+def warm_up(engine: LlamaKvEngine, document: Document) -> None:
     """Run one trial whose times are thrown away: the first one in a process pays for pages and threads."""
-    trial.run(model, plan.FULL, document, warmup=1, timed=1, flash_attention=True, threads=params.runtime.threads)
+    trial.run(engine, FULL, document, Prompts(engine, document.prompt, [FULL]), Work.of(engine.model), Pace(1, 1))
 
 
 def measure_depth(
-    model: Any, params: Params, cases: Sequence[Case], depth: int, documents: Sequence[Document], bar: tqdm
+    engine: LlamaKvEngine,
+    bench: Bench,
+    cases: Sequence[Case],
+    depth: int,
+    documents: Sequence[Document],
+    bar: tqdm,
 ) -> list[dict]:
     """Return the rows of one depth. Cases take turns on every document, so that a slow moment hits them alike."""
     tallies = {(case, flash): row.Tally() for case in cases for flash in case.flash_settings}
+    work, pace = Work.of(engine.model), Pace(bench.warmup_tokens, bench.decode_tokens)
     for document in documents:
+        shared = Prompts(engine, document.prompt, [case.policy for case in cases])
         full: dict[bool, np.ndarray] = {}  # logits of full KV, by flash attention: it is the first case
         for (case, flash), tally in tallies.items():
-            one, logits = trial.run(
-                model,
-                case.policy,
-                document,
-                warmup=params.bench.warmup_tokens,
-                timed=params.bench.decode_tokens,
-                flash_attention=flash,
-                threads=params.runtime.threads,
-            )
+            one, logits = trial.run(engine.with_flash(FLASH[flash]), case.policy, document, shared, work, pace)
             tally.add(one, logits, full.setdefault(flash, logits), document.continuation)
             bar.update()
     by_case = {case: {flash: tallies[case, flash] for flash in case.flash_settings} for case in cases}
@@ -95,15 +102,33 @@ def measure_depth(
     return [row.row(case, depth, by_flash, full_seconds) for case, by_flash in by_case.items()]
 
 
+def add_recall(engine: LlamaKvEngine, planned: Plan, rows: Sequence[dict], bar: tqdm) -> None:
+    """Ask every task under every case, and add the shares of right answers to the rows of the greatest depth."""
+    deepest = [one for one in rows if one["depth"] == max(planned.documents)]
+    policies = [case.policy for case in planned.cases]
+    for kind, tasks in planned.recall.items():
+        answers = []
+        for task in tasks:
+            answers.append(recalling.asked(engine, policies, task))
+            bar.update(len(policies))
+        for index, one in enumerate(deepest):
+            given = [answer[index] for answer in answers]
+            one.setdefault("recall", {})[kind] = {
+                sight: recall.score(tasks, [answer[sight] for answer in given]) for sight in given[0]
+            }
+
+
 def settings(bench: Bench) -> dict:
     """Return how the rows were measured."""
     return {
-        **bench.model_dump(include={"slack", "decode_tokens", "warmup_tokens", "repetitions"}),
+        **bench.model_dump(include={"slack", "decode_tokens", "warmup_tokens", "repetitions", "recall_tasks"}),
         "scored_tokens": plan.continuation(bench) * bench.repetitions,
         "documents": "test dialogues joined; one document a repetition, the same for all policies",
-        "prefill": "policies that evict do so while they prefill, in blocks of at most slack + 1 tokens",
-        "entries": "a cut is due above budget + slack entries, after the attention that saw them",
-        "full": "the faster of flash attention off and on; so for every policy",
+        "prefill": "once a document for all policies that cut at its end; online policies read in blocks between cuts",
+        "flash_attention": "on for prefill, off for decoding but for quantised caches; full KV decodes with both",
+        "entries": "a cut is due above budget + slack entries a layer on average, after the attention that saw them",
+        "full": "the faster of flash attention off and on",
+        "recall": "seen: the question is read before the cut; unseen: after it",
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline import models, recipes
-from pipeline.kv import policy
+from pipeline.kv import recipe as policy
 from pipeline.metrics import bert_f1
 from pipeline.quant import recipe
 

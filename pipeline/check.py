@@ -37,7 +37,7 @@ def _problems(check: Callable[[Params], Iterator[str]], params: Params) -> Itera
 
 def recipes_of(params: Params) -> Iterator[str]:
     """Read every recipe that params.yaml names."""
-    from pipeline.kv import policy
+    from pipeline.kv import recipe as policy
     from pipeline.metrics import bert_f1
     from pipeline.quant import recipe
 

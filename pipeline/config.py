@@ -71,7 +71,7 @@ class Train(Section):
     gradient_accumulation: Positive
     max_length: Positive
     packing: bool
-    bf16: bool
+    bf16: bool | Literal["auto"]
     learning_rate: Annotated[float, Field(gt=0)]
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup: Annotated[float, Field(ge=0, lt=1)]
@@ -120,6 +120,8 @@ class Bench(Section):
     decode_tokens: Positive
     warmup_tokens: Positive
     repetitions: Positive
+    scored_tokens: Positive
+    recall_tasks: Annotated[int, Field(ge=0)]
 
 
 class Params(Section):

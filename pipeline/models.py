@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from pipeline import recipes
+from pipeline import io, recipes
 from pipeline.errors import UserError
 from pipeline.schema import Section
 
@@ -26,6 +26,19 @@ MODEL_FILES = [
     "chat_template.jinja",
     "LICENSE*",
 ]
+
+RANDOM_CARD = """---
+library_name: transformers
+license: {recipe.license}
+tags: [random-weights]
+---
+
+# {recipe.basename} {recipe.size_label}
+
+**The weights are random**: {parameters} of them in bfloat16, matrices drawn with standard deviation {std} under seed
+{seed}. Nothing was learnt, and what the model writes is noise: only its speed and the memory it takes mean anything.
+The tokenizer is another model's and fills the first rows of the vocabulary.
+"""
 
 
 class ModelRecipe(Section):
@@ -101,8 +114,19 @@ def _random(recipe: ModelRecipe, directory: Path, seed: int) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    settings = dict(recipe.config)
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(recipe.tokenizer, local_files_only=True).save_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.tokenizer, local_files_only=True)
+    config = AutoConfig.for_model(
+        **{"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, **recipe.config}
+    )
+    if config.vocab_size < len(tokenizer):
+        raise UserError(
+            f"config.vocab_size: {config.vocab_size} in the model's recipe, but {recipe.tokenizer} has "
+            f"{len(tokenizer)} tokens; write at least as many"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    card = RANDOM_CARD.format(recipe=recipe, seed=seed, std=config.initializer_range, parameters=model.num_parameters())
+    io.write_text(directory / "README.md", card)

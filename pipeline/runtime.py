@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import platform
 import random
 import sys
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from pathlib import Path
 
 from pipeline.config import Runtime
+
+CPUINFO = Path("/proc/cpuinfo")
+BF16_FLAGS = {"amx_bf16", "avx512_bf16", "bf16"}  # Intel's and AMD's two, Arm's one
 
 # Turns an OpenMP thread waits awake. By default they are so many that threads stall one another on a busy machine;
 # none at all costs small models nearly half their speed on a quiet one.
@@ -40,6 +46,26 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def quiet() -> AbstractContextManager:
+    """Keep the bars and chatter of libraries off a stderr that is no terminal; our own log and errors still show.
+
+    For bars that are switched on in so many words, compressed-tensors' for one, which TQDM_DISABLE does not reach.
+    """
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU multiplies bfloat16 itself; one that has to imitate it is fifty times slower.
+
+    False where the system does not tell.
+    """
+    if not CPUINFO.is_file():
+        return False
+    with CPUINFO.open(encoding="utf-8", errors="replace") as lines:
+        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return bool(BF16_FLAGS & set(flags.split()))
 
 
 def seed_torch(runtime: Runtime) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,14 +42,31 @@ def _explain(model: type[BaseModel], path: Path, problem: Any) -> str:
         return f"{path}: {key}: unknown key{nearest(str(problem['loc'][-1]), known)} (known here: {', '.join(known)})"
     if problem["type"] == "missing":
         return f"{path}: {key}: missing, and it has no default; add it"
+    if problem["type"] == "union_tag_invalid":
+        tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"].replace("'", "").split(", ")
+        key = f"{key}.{problem['ctx']['discriminator'].strip(chr(39))}"
+        return f"{path}: {key}: no such part, '{tag}'{nearest(tag, known)} (known: {', '.join(known)})"
     return f"{path}: {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
 
 
 def _keys(model: type[BaseModel], loc: tuple) -> list[str]:
-    """Return the keys of the section at ``loc``; sections in lists or unions answer with the last one found."""
+    """Return the keys of the section at ``loc``; of a union, those of the section that its tag in ``loc`` names."""
+    sections = [model]
     for part in loc:
-        inner = model.model_fields.get(part)
-        if inner is None or not isinstance(inner.annotation, type) or not issubclass(inner.annotation, BaseModel):
-            break
-        model = inner.annotation
-    return list(model.model_fields)
+        inner = [found for one in sections if part in one.model_fields for found in _sections(one.model_fields[part])]
+        tagged = [one for one in sections if part in _tags(one)]
+        sections = inner or tagged or sections
+    return list(dict.fromkeys(key for one in sections for key in one.model_fields))
+
+
+def _sections(field: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field, or a part of its type, may hold."""
+    annotation = getattr(field, "annotation", field)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _sections(inner)]
+
+
+def _tags(section: type[BaseModel]) -> set[Any]:
+    """Return the literals that tell a section from the others of a union."""
+    return {value for field in section.model_fields.values() for value in get_args(field.annotation)}

@@ -38,6 +38,7 @@ def main(params: Params) -> None:
     args = arguments(params, run)
     if not args.should_save:
         logging.disable(logging.INFO)  # the first process speaks for all
+    log.info("train: %s arithmetic (train.bf16: %s)", "bfloat16" if args.bf16 else "float32", params.train.bf16)
     with stage.timed("train") if args.should_save else nullcontext({}) as timings:
         tokenizer = prompts.load_tokenizer(BASE)
         trainer, counts = prepare(params, args, tokenizer)
@@ -58,6 +59,7 @@ def arguments(params: Params, run: Path) -> SFTConfig:
     from trl import SFTConfig
 
     train = params.train
+    on_cpu = checks.on_cpu(train)
     return SFTConfig(
         output_dir=str(run),
         num_train_epochs=train.epochs,
@@ -69,9 +71,9 @@ def arguments(params: Params, run: Path) -> SFTConfig:
         lr_scheduler_type=train.scheduler,
         warmup_steps=train.warmup,  # below 1, a share of the steps
         weight_decay=train.weight_decay,
-        bf16=train.bf16,
-        use_cpu=checks.on_cpu(),
-        dataloader_pin_memory=not checks.on_cpu(),
+        bf16=checks.bf16(train),
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
         gradient_checkpointing=False,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline import models, recipes
+from pipeline import models, prompts, recipes
 from pipeline.errors import ConfigError, UserError
 from pipeline.models import ModelRecipe
 from tests.conftest import ROOT
@@ -38,14 +38,52 @@ def test_a_local_model_is_copied_without_pickles(tiny_model_dir, tmp_path):
     assert "pytorch_model.bin" not in names
 
 
+def random_recipe(tokenizer, **changes) -> ModelRecipe:
+    return ModelRecipe(source="random", config=TINY_SHAPE | changes, tokenizer=str(tokenizer), **NAMING)
+
+
 def test_random_weights_have_the_shape_and_repeat(tiny_model_dir, tmp_path):
-    recipe = ModelRecipe(source="random", config=TINY_SHAPE, tokenizer=str(tiny_model_dir), **NAMING)
     weights = []
-    for name in ("a", "b"):
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         (tmp_path / name).mkdir()
-        models.provide(recipe, tmp_path / name, seed=7)
+        models.provide(random_recipe(tiny_model_dir), tmp_path / name, seed=seed)
         weights.append((tmp_path / name / "model.safetensors").read_bytes())
-    assert weights[0] == weights[1]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_random_model_is_a_complete_one_and_says_what_it_is(tiny_model_dir, tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    state = torch.random.get_rng_state()
+    models.provide(random_recipe(tiny_model_dir, vocab_size=640), tmp_path, seed=7)
+    assert (torch.random.get_rng_state() == state).all()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.dtype == torch.bfloat16
+    embedding = model.get_input_embeddings().weight
+    assert embedding.shape == (640, 64)
+    assert embedding.float().std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.config.eos_token_id == prompts.load_tokenizer(tmp_path).eos_token_id is not None
+    assert "weights are random" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tiny_model_dir, tmp_path):
+    with pytest.raises(UserError, match=r"vocab_size: 300 .* write at least as many"):
+        models.provide(random_recipe(tiny_model_dir, vocab_size=300), tmp_path, seed=0)
+
+
+def test_the_random_recipe_has_the_shape_of_qwen3_0_6b(monkeypatch):
+    """596,049,920 parameters, as the published model has."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    monkeypatch.chdir(ROOT)
+    recipe = models.read("Qwen3-0.6B-random")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**recipe.config))
+    assert model.num_parameters() == 596_049_920
+    assert model.config.max_position_embeddings == 40960
+    assert model.config.rope_parameters["rope_theta"] == 1e6
 
 
 def test_everything_a_directory_lacks_is_told_at_once(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from pipeline.config import Runtime
 from pipeline.engines.torch import engine as torch_engine
 from pipeline.engines.torch.engine import TorchEngine
+from pipeline.quant import compressed
+from pipeline.quant.recipe import CompressedRecipe
+from tests.quantizing import job
 
 RUNTIME = Runtime(seed=0, threads=1)
 STOP = 511
@@ -89,6 +94,35 @@ def test_the_checkpoints_own_sampling_settings_are_not_obeyed(open_directory, ti
     prompts = random_ids(9, 30)
     plain = list(open_directory().generate(prompts, 12, STOP))
     assert list(open_directory(directory=directory).generate(prompts, 12, STOP)) == plain
+
+
+@pytest.fixture(scope="module")
+def compressed_directory(tiny_model_dir, tmp_path_factory, params):
+    """The tiny model in FP8, as quantize writes it."""
+    recipe = CompressedRecipe(
+        family="compressed", summary="test", modifier="quantization", scheme="FP8_DYNAMIC", ignore=("lm_head",)
+    )
+    dialogue = {"messages": [{"role": "user", "content": "咳嗽"}, {"role": "assistant", "content": "多喝水"}]}
+    task = job(tiny_model_dir, params, recipe, tmp_path_factory.mktemp("fp8") / "model", [dialogue])
+    compressed.make(task)
+    return task.out
+
+
+def test_a_compressed_directory_gives_logits_at_once(open_directory, compressed_directory, reference):
+    scores = next(open_directory(directory=compressed_directory).logits(random_ids(20), [1]))
+    with torch.inference_mode():
+        expected = reference(torch.tensor(random_ids(20))).logits[0, :-1].numpy()
+    assert 0 < np.abs(scores - expected).max() < np.abs(expected).max() / 4
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_of_loading_show_on_terminals_alone(open_directory, compressed_directory, monkeypatch, terminal):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stderr)
+    open_directory(directory=compressed_directory)
+    assert ("100%" in stderr.getvalue()) == terminal
+    assert terminal or not stderr.getvalue()
 
 
 def test_the_same_bits_each_time(open_directory):

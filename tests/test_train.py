@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import config, export, io, prompts, train
+from pipeline import config, export, io, prompts, runtime, train
 from pipeline.config import Lora
 from pipeline.errors import UserError
 from pipeline.sft import adapter, checkpoints, checks, dataset
@@ -67,7 +67,6 @@ def workspace(tmp_path, tiny_model_dir, small, monkeypatch) -> Path:
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     save_params(small, tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     return tmp_path
 
 
@@ -213,7 +212,6 @@ class TestChecks:
         assert all(part in "\n".join(found) for part in said)
 
     def test_all_that_is_missing_is_named_at_once(self, workspace, small, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_USE_CPU", "false")
         train.BASE.unlink()
         train.SPLITS["train"].unlink()
         train.SPLITS["validation"].write_text("")
@@ -221,7 +219,7 @@ class TestChecks:
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         with pytest.raises(UserError) as error:
-            train.main(small)
+            train.main(changed(small, "train", accelerate="gpu"))
         text = "\n".join(error.value.problems)
         assert len(error.value.problems) == 4
         assert "dvc repro base" in text
@@ -229,6 +227,35 @@ class TestChecks:
         assert "validation.jsonl: empty" in text
         assert "-S train.accelerate=cpu" in text
         assert not Path(".checkpoints").exists()
+
+    @pytest.mark.parametrize(
+        ("info", "has"),
+        [
+            ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 avx2\n", True),
+            ("processor\t: 0\nflags\t\t: fpu amx_bf16 amx_tile\n", True),
+            ("Features\t: fp asimd bf16 i8mm\n", True),
+            ("processor\t: 0\nflags\t\t: fpu avx2 avx512f\nbugs\t\t: bf16\n", False),
+            ("", False),
+            (None, False),
+        ],
+    )
+    def test_auto_takes_bf16_where_the_cpu_has_it(self, workspace, small, tmp_path, monkeypatch, info, has):
+        monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+        if info is not None:
+            runtime.CPUINFO.write_text(info)
+        for recipe in ("cpu", "cpu-2"):
+            auto = changed(small, "train", bf16="auto", accelerate=recipe)
+            assert train.arguments(auto, workspace / "run").bf16 == checks.bf16(auto.train) == has
+        assert checks.bf16(small.train) is False
+        assert checks.bf16(small.train.model_copy(update={"bf16": True})) is True
+
+    @pytest.mark.parametrize("has", [True, False])
+    def test_auto_asks_the_gpu_where_it_trains_on_one(self, workspace, small, monkeypatch, has):
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has)
+        monkeypatch.setattr(runtime, "cpu_has_bf16", lambda: not has)
+        assert checks.bf16(small.train.model_copy(update={"bf16": "auto", "accelerate": "gpu"})) is has
 
 
 class TestCheckpoints:
@@ -293,7 +320,10 @@ def test_a_run_that_gets_no_better_stops_early(workspace, small):
 
 
 def test_two_processes_train_as_one_of_twice_the_batch_and_one_writes(workspace, small):
-    short = changed(small, "train", max_steps=3, evals=1)
+    """Also where an epoch ends in a row for the first process's last batch and none for the second's."""
+    talk = list(io.read_jsonl(train.SPLITS["train"]))
+    io.write_jsonl(train.SPLITS["train"], talk[:35])
+    short = changed(small, "train", max_steps=3, evals=1, gradient_accumulation=2)
     train.main(changed(short, "train", batch_size=2 * SMALL["batch_size"]))
     alone, losses = weights(train.ADAPTER), losses_of(train.CURVE)
     save_params(changed(short, "train", accelerate="cpu-2"), workspace)
@@ -302,9 +332,11 @@ def test_two_processes_train_as_one_of_twice_the_batch_and_one_writes(workspace,
     assert process.returncode == 0, errors
     assert errors.count("train: best eval loss") == 1
     together = weights(train.ADAPTER)
-    assert max(abs(together[name] - alone[name]).max() for name in alone) < 1e-4
+    assert max(abs(together[name] - alone[name]).max() for name in alone) < 1e-5
     assert losses_of(train.CURVE) == pytest.approx(losses, abs=1e-4)
     assert not any(checkpoints.ROOT.iterdir())
+    data = io.read_json(train.CURVE / "summary.json")["data"]
+    assert data["train"]["rows"] == 13  # 8 a step, so the second step takes the last 5
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import io, prompts
+from pipeline.benching.trial import Document
 from pipeline.config import Bench
 from pipeline.engines.llama import library
-from pipeline.engines.llama.trial import Document
 from pipeline.errors import UserError
-from pipeline.kv import policy as kv
-from pipeline.kv.precision import Precision
-from pipeline.tasks import text
+from pipeline.kv import recipe as kv
+from pipeline.kv.policy import FULL, Policy
+from pipeline.kv.precision import CacheShape
+from pipeline.tasks import recall, text
+from pipeline.tasks.recall import RecallTask
 
-SCORED_TOKENS = 512  # at least so many predictions make a row's quality, over all repetitions
-FULL = kv.Policy(kv.Segments(whole=True), kv.Never(), "original", Precision())
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -26,56 +29,66 @@ class Case:
     name: str
     composition: str
     budget: int | None
-    policy: kv.Policy
+    policy: Policy
 
     @property
     def flash_settings(self) -> tuple[bool, ...]:
-        """Flash attention off and on; llama.cpp quantises values only with it on."""
-        return (True,) if self.policy.precision.quantised else (False, True)
+        """Flash attention while decoding: off, but on for quantised values; full KV is measured with both."""
+        if self.policy.precision.quantised:
+            return (True,)
+        return (False, True) if self.policy == FULL else (False,)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases, full KV first, and one document a repetition for each depth."""
+    """Cases, full KV first; one document a repetition for each depth; recall tasks at the greatest depth."""
 
     cases: tuple[Case, ...]
     documents: dict[int, list[Document]]
+    recall: dict[str, list[RecallTask]]
 
     @property
     def trials(self) -> int:
-        """How many trials there are in all."""
-        return sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)
+        """How many trials and questions there are in all."""
+        documents = sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)
+        return documents + sum(map(len, self.recall.values())) * len(self.cases)
 
 
-def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path) -> Plan:
+def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) -> Plan:
     """Return what to measure; raise UserError with every misfit. Of the model the header alone is read."""
     recipes = {name: kv.read(name) for name in bench.policies}
-    found = list(_misfits(bench, recipes, gguf))
+    with library.loaded(gguf, vocab_only=True) as model:
+        shape, longest = library.cache_shape(model), library.context_length(model)
+    found = list(_misfits(bench, recipes, shape, longest))
     documents: dict[int, list[Document]] = {}
+    words = prompts.load_tokenizer(tokenizer)
     try:
-        documents = {depth: _documents(bench, depth, tokenizer, dialogues) for depth in bench.depths}
+        documents = {depth: _documents(bench, depth, words, dialogues) for depth in bench.depths}
     except UserError as error:
         found += error.problems
     if found:
         raise UserError(*found)
-    cases = [case for name, recipe in recipes.items() for case in _cases(name, recipe, bench)]
+    cases = [case for name, recipe in recipes.items() for case in _cases(name, recipe, bench, shape)]
     if all(case.policy != FULL for case in cases):
         raise UserError("bench.policies: full KV is missing, and all others are measured beside it; add 'full'")
-    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents)
+    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents, _recall(bench, words, seed))
 
 
 def continuation(bench: Bench) -> int:
     """Return the tokens of a document's continuation: enough to time, and enough to score over all repetitions."""
-    return max(bench.warmup_tokens + bench.decode_tokens, -(-SCORED_TOKENS // bench.repetitions))
+    return max(bench.warmup_tokens + bench.decode_tokens, -(-bench.scored_tokens // bench.repetitions))
 
 
-def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], gguf: Path) -> Iterator[str]:
-    with library.loaded(gguf, vocab_only=True) as model:
-        shape, longest = library.cache_shape(model), library.context_length(model)
+def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], shape: CacheShape, longest: int) -> Iterator[str]:
     scored = continuation(bench)
     for name, recipe in recipes.items():
-        yield from (f"bench.budgets: {name}: {fault}" for b in bench.budgets if (fault := recipe.problem(b)))
+        if recipe.budgeted:
+            yield from (
+                f"bench.budgets: {name}: {fault}" for b in bench.budgets for fault in recipe.problems(b, shape.layers)
+            )
         yield from (f"bench.policies: {name}: {fault}; take it out" for fault in recipe.types.problems(shape))
+        if fault := recipe.unheld():
+            yield f"bench.policies: {name}: {fault}; take it out"
     for depth in bench.depths:
         if depth + scored > longest:
             yield (
@@ -84,13 +97,18 @@ def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], gguf: Path) -> I
             )
 
 
-def _cases(name: str, recipe: kv.PolicyRecipe, bench: Bench) -> Iterator[Case]:
+def _cases(name: str, recipe: kv.PolicyRecipe, bench: Bench, shape: CacheShape) -> Iterator[Case]:
     for budget in bench.budgets if recipe.budgeted else [None]:
-        yield Case(name, recipe.composition, budget, recipe.policy(budget, bench.slack))
+        yield Case(name, recipe.composition, budget, recipe.policy(budget, bench.slack, shape.layers))
 
 
-def _documents(bench: Bench, depth: int, tokenizer: Path, dialogues: Path) -> list[Document]:
+def _documents(bench: Bench, depth: int, words: PreTrainedTokenizerBase, dialogues: Path) -> list[Document]:
     messages = [dialogue["messages"] for dialogue in io.read_jsonl(dialogues)]
-    loaded = prompts.load_tokenizer(tokenizer)
-    found = text.documents(loaded, messages, depth + continuation(bench), bench.repetitions)
+    found = text.documents(words, messages, depth + continuation(bench), bench.repetitions)
     return [Document(ids[:depth], ids[depth:]) for ids in found]
+
+
+def _recall(bench: Bench, words: PreTrainedTokenizerBase, seed: int) -> dict[str, list[RecallTask]]:
+    if not bench.recall_tasks:
+        return {}
+    return {kind: recall.tasks(words, kind, max(bench.depths), bench.recall_tasks, seed) for kind in recall.KINDS}

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.benching.plan import Case
-from pipeline.engines.llama.trial import Trial
+from pipeline.benching.trial import Trial
 from pipeline.metrics import divergence, perplexity, softmax, speed, uncertainty
 from pipeline.metrics.measure import measure
 
 FLASH = {False: "off", True: "on"}
+BINS = 32  # of the picture of what was kept
 
 
 @dataclass
@@ -47,34 +48,56 @@ def row(case: Case, depth: int, by_flash: dict[bool, Tally], full_seconds: float
     first = next(iter(by_flash.values()))
     flash, fastest = min(by_flash.items(), key=lambda item: np.median(item[1].seconds))
     last = first.trials[-1]
-    ratio = full_seconds / np.median(fastest.seconds)
     return {
         "policy": case.name,
         "composition": case.composition,
         "depth": depth,
         "budget": case.budget,
-        "entries": measure(last.entries, unit="entries"),
-        "entries_peak": measure(last.entries_peak, unit="entries"),
+        "entries": measure(float(np.mean(last.entries)), unit="entries"),
+        "entries_peak": measure(float(np.mean(last.entries_peak)), unit="entries"),
+        "entries_by_layer": last.entries,
         "kv_bytes_peak": measure(last.kv_bytes_peak, unit="bytes", better="lower"),
         "kv_bytes_final": measure(last.kv_bytes, unit="bytes", better="lower"),
+        "state_bytes": measure(last.state_bytes, unit="bytes", better="lower"),
+        "flops": {
+            "prefill": measure(float(last.flops_prefill), unit="FLOP", better="lower"),
+            "token": measure(float(last.flops_token), unit="FLOP", better="lower"),
+        },
         "quality": {
             "perplexity": perplexity.perplexity(first.nll),
             "top1": share(first.top1),
             "kld": divergence.mean_kld(first.kld),
             "same_top": divergence.mean_same_top(first.same_top),
         },
-        "timing": {
-            "flash_attention": FLASH[flash],
-            "ttft_s": speed.first_token([one.first_token for one in fastest.trials]),
-            "tpot_ms_median": speed.median_token(fastest.seconds),
-            "tpot_ms_p95": speed.slow_token(fastest.seconds),
-            "tokens_per_second": speed.rate([one.tokens for one in fastest.trials]),
-            "ratio_to_full": measure(ratio, unit="x full KV", better="higher"),
-            "tpot_ms_by_flash_attention": {
-                FLASH[setting]: speed.median_token(tally.seconds) for setting, tally in by_flash.items()
-            },
+        "timing": _timing(fastest, flash, by_flash, full_seconds),
+        "kept": picture(first.trials[0].kept, depth),
+    }
+
+
+def _timing(fastest: Tally, flash: bool, by_flash: dict[bool, Tally], full_seconds: float) -> dict:
+    ratio = full_seconds / np.median(fastest.seconds)
+    return {
+        "flash_attention": FLASH[flash],
+        "ttft_s": speed.first_token([one.prefill + one.compress for one in fastest.trials]),
+        "prefill_s": speed.first_token([one.prefill for one in fastest.trials]),
+        "compress_s": speed.first_token([one.compress for one in fastest.trials]),
+        "tpot_ms_median": speed.median_token(fastest.seconds),
+        "tpot_ms_p95": speed.slow_token(fastest.seconds),
+        "tokens_per_second": speed.rate([one.tokens for one in fastest.trials]),
+        "ratio_to_full": measure(ratio, unit="x full KV", better="higher"),
+        "tpot_ms_by_flash_attention": {
+            FLASH[setting]: speed.median_token(tally.seconds) for setting, tally in by_flash.items()
         },
     }
+
+
+def picture(kept: Sequence[np.ndarray], depth: int) -> list[list[float]]:
+    """Return for each layer the share of the prompt's tokens, in equal stretches, whose entries live at the end."""
+    edges = np.linspace(0, depth, BINS + 1)
+    sizes = np.histogram(np.arange(depth), edges)[0]
+    return [
+        (np.histogram(origins, edges)[0] / (len(origins) * np.maximum(sizes, 1))).round(2).tolist() for origins in kept
+    ]
 
 
 def share(hits: Sequence[np.ndarray]) -> dict:

@@ -1,153 +1,93 @@
-"""A KV-cache policy as a value: which entries stay, when the others go, how the survivors are placed and stored.
+"""A KV-cache policy as a value: what happens to the prompt, what happens while tokens come, positions and precision.
 
-Entries are counted in cache order, oldest first. A policy knows nothing of models or engines; what it decides are
-counts and ranges of entries. ``recipes/kv/<name>.yaml`` spells one out, up to the budget.
+A policy knows nothing of models or engines; every method of the literature is one such value, spelt out by a recipe
+(recipe.py). Entries are counted by layer, since some policies give layers different sizes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
-
-from pipeline import recipes
-from pipeline.errors import ConfigError
-from pipeline.kv.precision import KvType, Precision
-from pipeline.schema import Section
-
-Positions = Literal["original", "compact"]
-
-
-@dataclass(frozen=True)
-class Segments:
-    """The parts of the cache that stay: the first ``sinks``, the last ``recent``, and the middle if ``whole``."""
-
-    sinks: int = 0
-    recent: int = 0
-    whole: bool = False
-
-    @property
-    def size(self) -> int | None:
-        """Entries that stay at most; None if all do."""
-        return None if self.whole else self.sinks + self.recent
-
-    def outside(self, live: int) -> range:
-        """Return the entries, of ``live`` in the cache, that belong to no segment."""
-        return range(0) if self.whole else range(self.sinks, max(self.sinks, live - self.recent))
-
-
-@dataclass(frozen=True)
-class Never:
-    """The trigger of a policy that evicts nothing."""
-
-    def room(self, live: int) -> int | None:
-        """Return how many tokens may be appended until the cut is due; None if it never is."""
-        return None
-
-
-@dataclass(frozen=True)
-class Over:
-    """Cut once more than ``limit + slack`` entries live, after the attention that saw them, down to ``limit``."""
-
-    limit: int
-    slack: int = 0
-
-    def room(self, live: int) -> int | None:
-        """Return how many tokens may be appended until the cut is due; None if it never is."""
-        return max(0, self.limit + self.slack + 1 - live)
+from pipeline.kv.cut import Cut
+from pipeline.kv.narrowing import Narrowing
+from pipeline.kv.positions import ORIGINAL, Positions
+from pipeline.kv.precision import F16, Precision
+from pipeline.kv.running import Running
+from pipeline.kv.signals import window
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Segments, trigger, positions and precision. What is evicted is dropped.
+    """``prefill`` cuts once, at the prompt's end; ``decode`` whenever a layer exceeds its limit by more than ``slack``.
 
-    ``original`` positions leave survivors where they are; ``compact`` ones are numbered anew from 0 after each cut,
-    so that positions never exceed the budget and its slack.
+    ``online`` lets ``decode`` act while the prompt is fed as well, in blocks that end where a cut is due: the prompt
+    never needs a full cache. Eviction follows the attention that saw the cache over its limit.
     """
 
-    segments: Segments
-    trigger: Never | Over
-    positions: Positions
-    precision: Precision
-
-    def room(self, live: int) -> int | None:
-        """Return how many tokens may be appended to ``live`` entries until a cut is due; None if it never is."""
-        return self.trigger.room(live)
-
-    def evicted(self, live: int) -> range:
-        """Return the entries to drop now that ``live`` are in the cache, empty unless the cut is due."""
-        return self.segments.outside(live) if self.room(live) == 0 else range(0)
-
-    def most_entries(self, tokens: int) -> int:
-        """Return the most entries that live at once while ``tokens`` tokens are fed."""
-        room = self.room(0)
-        return tokens if room is None else min(tokens, room)
-
-
-class SegmentsRecipe(Section):
-    """Segment sizes in entries; ``rest`` takes what the budget leaves, ``all`` needs no budget."""
-
-    sinks: Annotated[int, Field(ge=0)] = 0
-    recent: Literal["rest", "all"]
-
-    @model_validator(mode="after")
-    def _sinks_need_a_budget(self) -> SegmentsRecipe:
-        if self.sinks and self.recent == "all":
-            raise ValueError("sinks are of no use where everything stays; take `sinks` out or write `recent: rest`")
-        return self
-
-
-class PrecisionRecipe(Section):
-    """Storage types of keys and values."""
-
-    k: KvType = "f16"
-    v: KvType = "f16"
-
-
-class PolicyRecipe(Section):
-    """recipes/kv/<name>.yaml: a policy up to its budget, and where it comes from."""
-
-    paper: str
-    segments: SegmentsRecipe
-    positions: Positions = "original"
-    precision: PrecisionRecipe = PrecisionRecipe()
+    budget: int | None = None  # entries a layer may keep on average
+    prefill: Cut | None = None
+    decode: Cut | None = None
+    online: bool = False
+    narrowing: Narrowing | None = None
+    positions: Positions = ORIGINAL
+    precision: Precision = F16
+    slack: int = 0
 
     @property
-    def budgeted(self) -> bool:
-        """Whether the policy needs a budget."""
-        return self.segments.recent == "rest"
+    def cuts(self) -> tuple[Cut, ...]:
+        """The cuts there are."""
+        return tuple(cut for cut in (self.prefill, self.decode) if cut)
 
     @property
-    def composition(self) -> str:
-        """Say the policy in one line, in the terms of the algebra."""
-        sinks = f"sinks({self.segments.sinks}) + " if self.segments.sinks else ""
-        kept = f"{sinks}recent(rest of budget)" if self.budgeted else "everything"
-        when = "over(budget, slack) -> drop" if self.budgeted else "never"
-        types = self.precision.k if self.precision.k == self.precision.v else f"{self.precision.k}/{self.precision.v}"
-        return f"{kept} | {when} | {self.positions} positions | {types}"
+    def running(self) -> Running | None:
+        """What is gathered of every attention row, if anything."""
+        found = [cut.scorer.signal.running for cut in self.cuts if cut.scorer and cut.scorer.signal.running]
+        return found[0] if found else None
 
-    @property
-    def types(self) -> Precision:
-        """The storage types as a value of the algebra."""
-        return Precision(self.precision.k, self.precision.v)
+    def window(self, entries: int) -> int:
+        """Return how many of the newest queries the cuts look at, among ``entries``."""
+        scorers = [cut.scorer for cut in self.cuts if cut.scorer]
+        return max((window(scorer.signal.queries, entries) for scorer in scorers if scorer.signal.queries), default=0)
 
-    def problem(self, budget: int) -> str | None:
-        """Return what is wrong with a budget for this policy, or None."""
-        if self.budgeted and budget <= self.segments.sinks:
-            return f"{budget} entries, but its {self.segments.sinks} sinks and the newest token need more"
-        return None
+    def room(self, lives: Sequence[int]) -> int | None:
+        """Return how many tokens may come until a cut is due; None if it never is."""
+        left = self.decode and self.decode.room(self.budget, lives)
+        return None if left is None else max(0, left + self.slack + 1)
 
-    def policy(self, budget: int | None, slack: int) -> Policy:
-        """Return the policy at a budget (entries a layer and head may hold after a cut); None where it needs none."""
-        if not self.budgeted:
-            return Policy(Segments(whole=True), Never(), self.positions, self.types)
-        if problem := self.problem(budget):
-            raise ConfigError(problem)
-        segments = Segments(self.segments.sinks, budget - self.segments.sinks)
-        return Policy(segments, Over(budget, slack), self.positions, self.types)
+    def most_entries(self, layers: int, prompt: int, tokens: int) -> list[int]:
+        """Return for each layer the most entries that live once the prompt is in, ``tokens`` tokens fed in all.
+
+        An online policy's prompt is part of it: its cache never holds more.
+        """
+        return [max(sizes) for sizes in zip(*self._course(layers, prompt, tokens), strict=True)]
+
+    def bounds(self, layers: int, prompt: int, tokens: int) -> list[int]:
+        """Return the layers that hold another number of entries than the one before them, now and then."""
+        course = list(self._course(layers, prompt, tokens))
+        return [layer for layer in range(1, layers) if any(lives[layer] != lives[layer - 1] for lives in course)]
+
+    def _course(self, layers: int, prompt: int, tokens: int) -> Iterator[list[int]]:
+        """Yield the layers' numbers of entries before and after every cut, until they repeat or the tokens end."""
+        lives, left = ([0] * layers, tokens) if self.online else (self._after(layers, prompt)[-1], tokens - prompt)
+        yield lives
+        known = set()
+        while left and tuple(lives) not in known:
+            known.add(tuple(lives))
+            room = self.room(lives)
+            step = left if room is None else min(left, max(1, room))
+            lives, left = [live + step for live in lives], left - step
+            yield lives
+            if self.room(lives) == 0:
+                lives = self.decode.targets(self.budget, lives)
+                yield lives
+
+    def _after(self, layers: int, prompt: int) -> list[list[int]]:
+        """Return the layers' numbers of entries after each step that a whole prompt takes."""
+        steps = [self.narrowing.sizes(layers, prompt, self.budget) if self.narrowing else [prompt] * layers]
+        for cut in self.cuts:
+            steps.append(cut.targets(self.budget, steps[-1]))
+        return steps
 
 
-def read(name: str) -> PolicyRecipe:
-    """Read the recipe of a policy."""
-    return recipes.read("kv", name, PolicyRecipe)
+FULL = Policy()

@@ -45,6 +45,9 @@ class Precision:
                 yield f"{kind} holds {block} values a block, which does not divide this model's {part} length {length}"
 
 
+F16 = Precision()
+
+
 def _bytes(kind: str, values: int) -> int:
     block, size = BLOCKS[kind]
     return values // block * size

@@ -25,6 +25,7 @@ from pipeline.io import atomic_dir
 from pipeline.nano import corpus, tokenizer
 from pipeline.nano.batches import LINKS, Batch, NaturalText, RowWriter
 from pipeline.nano.model import CausalLM, ModelConfig
+from pipeline.runtime import cpu_has_bf16
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Run:
         links = batch.links[:, rows]
         first_and_previous = torch.stack([torch.zeros_like(rows), rows - 1], -1)
         always = first_and_previous.expand(len(links), -1, -1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             columns = torch.cat([always, links.clamp(min=0)], -1)
             losses, watched = forward(batch.ids, batch.positions, batch.targets, rows, columns)
         weights = batch.weights.flatten()

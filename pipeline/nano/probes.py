@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.metrics.measure import measure
 from pipeline.nano.model import CausalLM
+from pipeline.runtime import cpu_has_bf16
 from pipeline.tasks import recall
 from pipeline.tasks.recall import RecallTask
 
@@ -81,7 +82,7 @@ def answer(model: CausalLM, task: RecallTask, mask: Mask = None) -> list[int]:
     All are right exactly if greedy decoding gives the right answer.
     """
     ids = [*task.prompt_ids, *task.answer_ids[:-1]]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
         hidden, _ = model.hidden(
             torch.tensor([ids]), torch.arange(len(ids))[None], None if mask is None else mask[None, None]
         )

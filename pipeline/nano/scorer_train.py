@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast, PreTrainedTokenizerBase
 
+from pipeline.runtime import cpu_has_bf16
+
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 RAREST = 2  # times a character must stand in the corpus, unless GB 2312 has it
 LOGGED_STEPS = 25
@@ -97,7 +99,7 @@ def train(model: BertForMaskedLM, words: PreTrainedTokenizerBase, batches: Itera
         texts = [text for side in zip(*next(batches), strict=True) for text in side]
         shape = {"max_length": settings.tokens, "pad_to_multiple_of": 32}
         encoded = words(texts, truncation=True, padding=True, return_tensors="pt", **shape)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             restoring, matching, first = losses(model, encoded, words, settings)
         (restoring + settings.contrast_weight * matching).backward()
         _step(optimisers, step, settings)

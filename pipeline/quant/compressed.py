@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +42,12 @@ def make(job: Job) -> Export:
     runtime.seed_torch(job.params.runtime)
     tokenizer = prompts.load_tokenizer(job.merged)
     probe = verify.probe_ids(tokenizer)
-    with _quiet():
+    with runtime.quiet():
         model = _load(job.merged)
         _oneshot(model, tokenizer, scheme, job)
         in_memory = _logits(model, probe)
         _save(model, tokenizer, job.out)
         return _reopened(job, probe, in_memory)
-
-
-def _quiet() -> AbstractContextManager:
-    """Keep llm-compressor's bars and chatter off a stderr that is no terminal; our own log and errors still show."""
-    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
 
 
 def _scheme(recipe: CompressedRecipe, encoding: str) -> QuantizationScheme:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from pipeline import recipes, runtime
 from pipeline.config import Lora, Train
 from pipeline.errors import nearest
 
@@ -45,15 +47,27 @@ def structure(base: Path) -> tuple[Any, Sides]:
     return config, {name: (m.in_features, m.out_features) for name, m in linear.items()}
 
 
-def on_cpu() -> bool:
-    """Return whether accelerate launched this process for the CPU."""
-    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+def on_cpu(train: Train) -> bool:
+    """Return whether the accelerate recipe is for the CPU; accelerate tells its processes only if there is but one."""
+    recipe = recipes.ROOT / "accelerate" / f"{train.accelerate}.yaml"
+    return bool(yaml.safe_load(recipe.read_text(encoding="utf-8")).get("use_cpu"))
+
+
+def bf16(train: Train) -> bool:
+    """Return whether to train in bfloat16; ``auto`` takes it where the hardware multiplies it itself."""
+    if train.bf16 != "auto":
+        return train.bf16
+    if on_cpu(train):
+        return runtime.cpu_has_bf16()
+    import torch
+
+    return torch.cuda.is_bf16_supported()
 
 
 def _device(train: Train) -> Iterator[str]:
     import torch
 
-    if not on_cpu() and not torch.cuda.is_available():
+    if not on_cpu(train) and not torch.cuda.is_available():
         yield f"train.accelerate: '{train.accelerate}' wants a GPU and torch sees none; take -S train.accelerate=cpu"
 
 

@@ -24,6 +24,22 @@ class AnswerTrainer(SFTTrainer):
         base = self.model.get_base_model()
         base.forward = functools.partial(answers_nll, base)
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Return the batches of a step and their number of answer tokens on all processes, each row counted once."""
+        return super().get_batch_samples(map(self._once, epoch_iterator), num_batches, device)
+
+    def _once(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Take the labels off the rows with which accelerate fills an epoch's last batches, the epoch's first again.
+
+        Without them a step of several processes is that of one process, whose last batch is not filled.
+        """
+        place = self.accelerator.gradient_state
+        if place.end_of_dataloader and place.remainder > 0:  # rows of this round before the repeated ones
+            size = self.args.per_device_train_batch_size
+            new = place.remainder - size * self.accelerator.process_index
+            batch["labels"][max(new, 0) :] = NO_LOSS
+        return batch
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Return the loss a token; ``num_items_in_batch`` counts the tokens of a whole step on all processes."""
         nll, tokens = model(**inputs)

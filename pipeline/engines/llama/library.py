@@ -130,22 +130,23 @@ def header(model: Any, key: str) -> str | None:
 
 def cache_shape(model: Any) -> CacheShape:
     """Return what one entry of the model's KV cache consists of, from the GGUF header."""
-    heads = _number(model, "attention.head_count")
-    width = _number(model, "embedding_length") // heads
+    heads = number(model, "attention.head_count")
+    width = number(model, "embedding_length") // heads
     return CacheShape(
-        layers=_number(model, "block_count"),
-        kv_heads=_number(model, "attention.head_count_kv", heads),
-        key_length=_number(model, "attention.key_length", width),
-        value_length=_number(model, "attention.value_length", width),
+        layers=number(model, "block_count"),
+        kv_heads=number(model, "attention.head_count_kv", heads),
+        key_length=number(model, "attention.key_length", width),
+        value_length=number(model, "attention.value_length", width),
     )
 
 
 def context_length(model: Any) -> int:
     """Return the tokens of the longest context that the model was trained for, from the GGUF header."""
-    return _number(model, "context_length")
+    return number(model, "context_length")
 
 
-def _number(model: Any, key: str, default: int | None = None) -> int:
+def number(model: Any, key: str, default: int | None = None) -> int:
+    """Return one number of the GGUF header, by its key without the architecture's name in front."""
     value = header(model, f"{header(model, 'general.architecture')}.{key}")
     return default if value is None else int(value)
 

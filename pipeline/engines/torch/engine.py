@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import Runtime
-from pipeline.runtime import seed_torch
+from pipeline.runtime import quiet, seed_torch
 
 WINDOW_BATCHES = 8  # batches sorted by length together; their hidden states are held, never their logits
 
@@ -31,10 +31,12 @@ class TorchEngine:
         transformers_logging.disable_progress_bar()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if self._device.type == "cpu" else "auto"
-        model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
-        self._model = model.eval().to(self._device)
+        with quiet(), torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, local_files_only=True, trust_remote_code=False
+            )
+            self._model = model.eval().to(self._device)
+            self._model(torch.zeros(1, 1, dtype=torch.long, device=self._device))  # the first pass decompresses
         self._batch_size = batch_size
 
     def logits(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> Iterator[np.ndarray]:

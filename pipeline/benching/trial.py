@@ -1,0 +1,116 @@
+"""One trial of a KV-cache policy: a document's prompt and its true continuation, timed and scored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.benching.prompts import Prompts
+from pipeline.benching.work import Work
+from pipeline.engines.cache import KvEngine
+from pipeline.engines.stream import Stream, room
+from pipeline.kv.policy import Policy
+from pipeline.kv.precision import Precision
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids in two parts: the prompt, and the text that truly follows it."""
+
+    prompt: Sequence[int]
+    continuation: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many tokens of a continuation are decoded one by one: some to warm up, then those that are timed."""
+
+    warmup: int
+    timed: int
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial gave; times in seconds, on the wall."""
+
+    prefill: float  # until the prompt is in; of online policies with their eviction
+    compress: float  # the cut at the prompt's end, and the move into the cache for decoding
+    tokens: np.ndarray  # float64 [timed], each token's decoding, eviction included
+    entries: list[int]  # of each layer at the end
+    entries_peak: list[int]  # most of each layer, prefill included
+    kv_bytes: int  # measured at the end
+    kv_bytes_peak: int  # accounted at the peak
+    state_bytes: int  # what the policy keeps beside keys and values
+    flops_prefill: int
+    flops_token: float  # of a decoded token, on average
+    kept: list[np.ndarray]  # for each layer int64 [kv_heads, n], the tokens whose entries live at the end
+
+
+def run(
+    engine: KvEngine, policy: Policy, document: Document, prompts: Prompts, work: Work, pace: Pace
+) -> tuple[Trial, np.ndarray]:
+    """Bring the prompt in, decode true tokens one by one at the ``pace``, then score the rest in blocks.
+
+    Also return float32 logits [continuation, vocabulary], the predictions of the continuation. Between two cuts a
+    block and single tokens are the same computation, so the scores are those of single steps.
+    """
+    tokens = len(document.prompt) + len(document.continuation)
+    cache = engine.cache(room(engine, policy, len(document.prompt), tokens))
+    try:
+        stream = Stream(engine, cache, policy)
+        first, peak, prefill, compress = enter(stream, policy, document.prompt, prompts)
+        spent = (
+            work.tokens(stream.seen, stream.attended, 1) if policy.online else work.prompt(policy, len(document.prompt))
+        )
+        scores, seconds, before = [first], [], stream.attended
+        for token in document.continuation[: pace.warmup + pace.timed]:
+            logits, elapsed = _timed(stream.feed, [token])
+            scores.append(logits)
+            seconds.append(elapsed)
+        decoded = (stream.attended - before) / len(seconds)
+        if rest := document.continuation[pace.warmup + pace.timed : -1]:
+            scores.append(stream.feed(rest, every=True))
+        peaks = [max(pair) for pair in zip(peak, stream.peaks, strict=True)]
+        trial = Trial(
+            prefill=prefill,
+            compress=compress,
+            tokens=np.array(seconds[pace.warmup :]),
+            entries=stream.lives,
+            entries_peak=peaks,
+            kv_bytes=cache.kv_bytes(),
+            kv_bytes_peak=kv_bytes(engine, policy.precision, peaks),
+            state_bytes=stream.state_bytes(),
+            flops_prefill=spent,
+            flops_token=work.tokens(1, decoded, 1),
+            kept=[origins.numpy() for origins in stream.origins()],
+        )
+    finally:
+        cache.close()
+    return trial, np.concatenate(scores)[: len(document.continuation)]
+
+
+def enter(
+    stream: Stream, policy: Policy, ids: Sequence[int], prompts: Prompts
+) -> tuple[np.ndarray, list[int], float, float]:
+    """Bring a prompt in; return logits [1, vocabulary], each layer's most entries meanwhile, and two times."""
+    if policy.online:
+        logits, seconds = _timed(stream.feed, ids)
+        return logits, stream.peaks, seconds, 0.0
+    snapshot, seconds = prompts.prefilled(policy)
+    _, compress = _timed(stream.take, snapshot)
+    return snapshot.logits[None], snapshot.lives, seconds, compress
+
+
+def kv_bytes(engine: KvEngine, precision: Precision, entries: Sequence[int]) -> int:
+    """Return the accounted bytes of layers with so many entries each."""
+    return sum(precision.kv_bytes(engine.shape, live) for live in entries) // engine.shape.layers
+
+
+def _timed(action: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    started = time.perf_counter()
+    result = action(*arguments)
+    return result, time.perf_counter() - started

@@ -1,0 +1,90 @@
+"""Snapshot: a sequence's cache outside any engine, with what is known of its entries; and how a cut changes it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.engines.cache import LayerKv
+from pipeline.kv.cut import Cut
+from pipeline.kv.evidence import Evidence, Queries
+from pipeline.kv.positions import Positions
+from pipeline.kv.rope import Rope
+from pipeline.kv.running import Memory
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All layers of one sequence. Lists have one item a layer; tensors of entries are int64 [kv_heads, n]."""
+
+    layers: Sequence[LayerKv]
+    origins: Sequence[Tensor]  # the tokens that entries stem from
+    positions: Sequence[Tensor]  # where RoPE has placed them
+    queries: Sequence[Queries]  # the newest ones; empty if no scorer wants them
+    memories: Sequence[Memory]  # what a running scorer has gathered; empty without one
+    seen: int  # tokens fed so far
+    upcoming: int  # the next token's position
+    logits: np.ndarray  # float32 [vocabulary], after the newest token
+
+    @property
+    def lives(self) -> list[int]:
+        """Entries of each layer."""
+        return [layer.entries for layer in self.layers]
+
+
+def evidence(snapshot: Snapshot, rope: Rope) -> list[Evidence]:
+    """Return what a scorer may look at, layer by layer."""
+    return [
+        Evidence(
+            layer=index,
+            seen=snapshot.seen,
+            origins=snapshot.origins[index],
+            positions=snapshot.positions[index],
+            keys=layer.keys,
+            rope=rope,
+            queries=snapshot.queries[index] if snapshot.queries else None,
+            sums=snapshot.memories[index].value() if snapshot.memories else None,
+        )
+        for index, layer in enumerate(snapshot.layers)
+    ]
+
+
+def evict(snapshot: Snapshot, cut: Cut, budget: int, positions: Positions, rope: Rope) -> Snapshot:
+    """Return the snapshot after a cut, the survivors placed anew; the one given stays as it is."""
+    targets = cut.targets(budget, snapshot.lives)
+    if targets == snapshot.lives:
+        return snapshot
+    keep = cut.keep(evidence(snapshot, rope), targets)
+    old = [places.gather(1, index) for places, index in zip(snapshot.positions, keep, strict=True)]
+    new, upcoming = positions.place(old, snapshot.upcoming)
+    layers = [layer.gather(index) for layer, index in zip(snapshot.layers, keep, strict=True)]
+    if positions.shifts:
+        layers = [_moved(layer, to - was, rope) for layer, to, was in zip(layers, new, old, strict=True)]
+    memories = copy.deepcopy(list(snapshot.memories))
+    for memory, index in zip(memories, keep, strict=False):
+        memory.gather(index)
+    return replace(
+        snapshot,
+        layers=layers,
+        origins=[origins.gather(1, index) for origins, index in zip(snapshot.origins, keep, strict=True)],
+        positions=new,
+        queries=[_turned(queries, upcoming - snapshot.upcoming, rope) for queries in snapshot.queries],
+        memories=memories,
+        upcoming=upcoming,
+    )
+
+
+def _moved(layer: LayerKv, by: Tensor, rope: Rope) -> LayerKv:
+    return layer.with_keys(rope.rotate(layer.keys(), by)) if by.any() else layer
+
+
+def _turned(queries: Queries, by: int, rope: Rope) -> Queries:
+    """Return queries that move along with the newest entries."""
+    if not by:
+        return queries
+    positions = queries.positions + by
+    return replace(queries, vectors=rope.rotate(queries.vectors, positions * 0 + by), positions=positions)

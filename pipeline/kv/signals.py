@@ -1,0 +1,159 @@
+"""Signals: how much each entry of a layer matters, read off keys, queries and attention weights.
+
+A signal returns float32 [kv_heads, group, n]: one number for every entry under each query head of its KV head, or a
+group of one where query heads play no part. ``queries`` says how many of the newest queries it wants to see: a count,
+a share of the entries, or none. ``running`` names what it gathers of every attention row, or is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.kv.evidence import Evidence, Queries
+from pipeline.kv.running import Running
+
+
+class Signal(Protocol):
+    """What a scorer ranks entries by; more is more important."""
+
+    queries: int | float
+    running: Running | None
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return float32 [kv_heads, group, n]."""
+
+
+def window(queries: int | float, entries: int) -> int:
+    """Return how many queries a window is among ``entries``: a count as it is, a share rounded down, and one more."""
+    return 1 + int(queries * entries) if isinstance(queries, float) else queries
+
+
+@dataclass(frozen=True)
+class KeyNorm:
+    """The length of the key: short keys draw attention (Devoto et al., 2024, arXiv 2406.11430).
+
+    RoPE does not change it. ``high`` keeps the long ones instead, as a control.
+    """
+
+    high: bool = False
+    queries: ClassVar[int] = 0
+    running: ClassVar[Running | None] = None
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return minus the norm of each key."""
+        norms = evidence.keys().norm(dim=-1).unsqueeze(1)
+        return norms if self.high else -norms
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A number drawn for every entry, anew at each cut; the same seed and text draw the same."""
+
+    seed: int
+    queries: ClassVar[int] = 0
+    running: ClassVar[Running | None] = None
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return uniform numbers."""
+        generator = torch.Generator().manual_seed(hash((self.seed, evidence.layer, evidence.seen)) % 2**63)
+        return torch.rand(evidence.origins.shape, generator=generator).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class WindowAttention:
+    """Attention weights of the newest queries on every entry, reduced over these queries.
+
+    SnapKV (Li et al., 2024, arXiv 2404.14469), TOVA (Oren et al., 2024, arXiv 2401.06104), PyramidInfer (Yang et al.,
+    2024, arXiv 2405.12532). The entries' keys are read once, at the cut; nothing is kept between cuts.
+    """
+
+    queries: int | float
+    reduce: Callable[[Tensor], Tensor]  # [group, w, n] -> [group, n]
+    running: ClassVar[Running | None] = None
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return the reduced weights."""
+        queries = evidence.queries.last(window(self.queries, evidence.seen))
+        keys = evidence.keys()
+        heads = range(len(keys))  # one after another: the rows of all heads at once would fill the memory
+        return torch.stack([self.reduce(evidence.attention(queries, head, keys)) for head in heads])
+
+
+@dataclass(frozen=True)
+class RunningAttention:
+    """What attention rows have brought each entry since it came: a sum, a mean, or a count of hits."""
+
+    running: Running
+    queries: ClassVar[int] = 0
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return what the running scorer has gathered."""
+        return evidence.sums.view(len(evidence.origins), -1, evidence.entries)
+
+
+@dataclass(frozen=True)
+class LastLogit:
+    """q.k of the newest query, without scale or softmax: GemFilter (Shi et al., 2024, arXiv 2409.17422)."""
+
+    queries: ClassVar[int] = 1
+    running: ClassVar[Running | None] = None
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return the logits."""
+        newest, keys = evidence.queries.last(1), evidence.keys()
+        return torch.stack([evidence.logits(newest, head, keys)[:, 0] for head in range(len(keys))])
+
+
+@dataclass(frozen=True)
+class BlockSimilarity:
+    """Cosine between the newest queries' mean and the mean key of each block, both un-rotated and centred.
+
+    On rotated keys a cosine would measure distance. Keys share a large mean, which would drown the differences:
+    it is taken off. Blocks are counted from the entry after the sinks; a last, shorter block is one as well.
+    """
+
+    block: int
+    queries: int
+    sinks: int = 0
+    running: ClassVar[Running | None] = None
+
+    def measure(self, evidence: Evidence) -> Tensor:
+        """Return each entry's block's cosine, the same for all heads."""
+        keys = evidence.rope.rotate(evidence.keys(), -evidence.positions).mean(0)
+        query = _plain(evidence.queries.last(self.queries), evidence)
+        block = block_index(evidence.entries, self.block, self.sinks)
+        means = torch.zeros(int(block[-1]) + 1, keys.shape[-1]).index_add_(0, block, keys)
+        means /= torch.bincount(block).unsqueeze(1)
+        centred = means - keys.mean(0)
+        cosines = torch.nn.functional.cosine_similarity(centred, query.unsqueeze(0), dim=-1)
+        return cosines[block].expand(len(evidence.origins), 1, -1)
+
+
+def _plain(queries: Queries, evidence: Evidence) -> Tensor:
+    """Return the mean un-rotated query [head_dim]."""
+    return evidence.rope.rotate(queries.vectors, -queries.positions).mean((0, 1))
+
+
+def block_index(entries: int, block: int, sinks: int) -> Tensor:
+    """Return the block of every entry, int64 [entries]; sinks belong to the first."""
+    return (torch.arange(entries) - sinks).clamp(min=0) // block
+
+
+def total(rows: Tensor) -> Tensor:
+    """Return the sum over queries."""
+    return rows.sum(1)
+
+
+def rising_mean(most: float) -> Callable[[Tensor], Tensor]:
+    """Return a mean over queries whose weights rise from 1 to ``most``, the newest weighing most."""
+
+    def reduce(rows: Tensor) -> Tensor:
+        weights = torch.linspace(1.0, most, rows.shape[1])
+        return torch.einsum("gwn,w->gn", rows, weights) / rows.shape[1]
+
+    return reduce
