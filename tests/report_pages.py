@@ -18,8 +18,8 @@ def few_cells(params: Params) -> Params:
     bench = params.bench.model_copy(
         update={
             "encodings": ("Q4_K_M",),
-            "policies": ("full", "recent_only", "streaming_llm"),
-            "depths": (512,),
+            "policies": ("full", "recent_only", "streaming_llm", "snapkv"),
+            "depths": (256, 512),
             "decode_tokens": 64,
         }
     )

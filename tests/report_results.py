@@ -22,8 +22,17 @@ POLICIES = {  # policy: entries at depth 1000, bytes an entry, perplexity, KLD, 
     "full": (1.0, 4096, 31.10, 0.0, 4.10),
     "recent_only": (0.25, 4096, 55.90, 0.61, 3.21),
     "streaming_llm": (0.25, 4096, 31.34, 0.031, 3.24),
+    "snapkv": (0.3, 4096, 31.22, 0.022, 3.30),
     "kv_q8_0": (1.0, 2176, 31.11, 0.0004, 4.62),
     "kv_q4_0": (1.0, 1152, 31.52, 0.012, 4.71),
+}
+RECALL = {  # right answers of 20 where the question was seen at the cut, and not; None: there is no such cut
+    "full": (18, None),
+    "recent_only": (2, None),
+    "streaming_llm": (4, None),
+    "snapkv": (18, 17),
+    "kv_q8_0": (18, None),
+    "kv_q4_0": (17, None),
 }
 SAMPLES = [
     ("我最近总是失眠，怎么办？", "您好，建议睡前少看手机，规律作息，必要时请就医。"),
@@ -180,7 +189,25 @@ def bench(name: str, params: Params) -> dict:
             "flags": "CPU : AVX2 = 1 | FMA = 1",
         },
         "settings": {"slack": 32, "documents": "test dialogues joined"},
-        "rows": [row(policy, depth) for depth in params.bench.depths for policy in params.bench.policies],
+        "rows": [
+            row(policy, depth) | ({"recall": recall(policy)} if depth == max(params.bench.depths) else {})
+            for depth in params.bench.depths
+            for policy in params.bench.policies
+        ],
+    }
+
+
+def recall(policy: str) -> dict:
+    """Return the recall of a row at the greatest depth; needles are a little easier."""
+    sights = [(sight, right) for sight, right in zip(("seen", "unseen"), RECALL[policy], strict=True) if right]
+    return {
+        kind: {
+            sight: measure(
+                (right + more) / 20, ci95=((right - 1) / 20, (right + 2) / 20), n=20, unit="share", better="higher"
+            )
+            for sight, right in sights
+        }
+        for kind, more in (("pairs", 0), ("needles", 1))
     }
 
 
@@ -194,7 +221,7 @@ def row(policy: str, depth: int) -> dict:
         "composition": "everything | never" if share == 1 else "recent(rest of budget) | over(budget)",
         "depth": depth,
         "budget": 256 if share < 1 else None,
-        "entries": entries,
+        "entries": measure(float(entries), unit="entries"),
         "kv_bytes_peak": width * (depth if policy == "recent_only" else entries),
         "kv_bytes_final": width * entries,
         "quality": {

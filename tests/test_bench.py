@@ -1,93 +1,57 @@
-"""bench on the tiny model: rows beside full KV, bytes by the accounting rule, and plans that do not fit."""
+"""bench on the tiny model: rows beside full KV, bytes by the accounting rule, work by hand, recall in its interval."""
 
 from __future__ import annotations
 
-import shutil
+from itertools import product
 
 import numpy as np
 import pytest
 
-from pipeline import bench, io, prompts
-from pipeline.benching import plan
+from pipeline import bench, io
+from pipeline.benching import plan, trial
+from pipeline.benching.prompts import Prompts
+from pipeline.benching.trial import Pace
+from pipeline.benching.work import Work
 from pipeline.engines.llama import library
 from pipeline.engines.llama.context import Context
-from pipeline.errors import UserError
-from pipeline.kv import policy as kv
+from pipeline.engines.llama.kv import LlamaKvEngine
+from pipeline.kv import recipe as kv
 from pipeline.kv.precision import CacheShape
 from pipeline.reporting.records import Bench
-from pipeline.tasks import text
+from pipeline.tasks import recall, text
 
-from .conftest import ROOT
+from .bench_runs import SETTINGS, chats, with_bench
 
-pytest_plugins = ["tests.gguf_models"]
+pytest_plugins = ["tests.gguf_models", "tests.bench_inputs"]
 
-SETTINGS = {
-    "encodings": ("Q4_0",),
-    "depths": (48, 96),
-    "budgets": (24, 40),
-    "slack": 8,
-    "decode_tokens": 8,
-    "warmup_tokens": 2,
-    "repetitions": 2,
-}
-SHAPE = CacheShape(layers=2, kv_heads=2, key_length=64, value_length=64)
+LAYER = CacheShape(layers=1, kv_heads=2, key_length=64, value_length=64)
+SHALLOW, DEEP = SETTINGS["depths"]
+BUDGET, SLACK = SETTINGS["budgets"][0], SETTINGS["slack"]
+FED = 29  # tokens of the continuation, 60 scored of two documents: the last is predicted, never fed
+WEIGHTS = 2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 512  # of a layer: queries and output, keys and values, gated MLP
+ENTRY = 4 * 4 * 64  # FLOPs of four heads for an entry seen
+HEAD = 2 * 256 * 512
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_model_dir, tiny_gguf, tmp_path_factory):
-    """A directory that holds what bench reads."""
-    directory = tmp_path_factory.mktemp("bench")
-    shutil.copytree(tiny_model_dir, directory / "artifacts/merged")
-    (directory / "artifacts/quantized/Q4_0").mkdir(parents=True)
-    shutil.copy(tiny_gguf("Q4_0"), directory / "artifacts/quantized/Q4_0")
-    (directory / "recipes").symlink_to(ROOT / "recipes")
-    io.write_jsonl(directory / "data/chat/test.jsonl", chats(40))
-    return directory
-
-
-@pytest.fixture
-def workplace(inputs, tmp_path, monkeypatch):
-    """A copy of the inputs as the current directory."""
-    directory = shutil.copytree(inputs, tmp_path / "work", symlinks=True, ignore=shutil.ignore_patterns("eval"))
-    monkeypatch.chdir(directory)
-    monkeypatch.setattr(plan, "SCORED_TOKENS", 60)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def result(inputs, params) -> dict:
+def result(bench_inputs, params) -> dict:
     """The JSON of one benchmark, shared: read it, do not change it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(inputs)
-        patch.setattr(plan, "SCORED_TOKENS", 60)
+        patch.chdir(bench_inputs)
         bench.main(with_bench(params), "Q4_0")
         return io.read_json("eval/bench/Q4_0.json") | {"timings": io.read_json("eval/timings/bench@Q4_0.json")}
 
 
-def chats(count: int) -> list[dict]:
-    return [
-        {
-            "id": str(i),
-            "messages": [
-                {"role": "user", "content": f"我咳嗽{i}天了，还流清涕，应该怎么办？"},
-                {"role": "assistant", "content": f"多喝温水，注意休息，每天睡够{i % 9}小时。"},
-            ],
-        }
-        for i in range(count)
-    ]
+@pytest.fixture
+def rows(result) -> dict[tuple[str, int], dict]:
+    """The rows by policy and depth."""
+    return {(row["policy"], row["depth"]): row for row in result["rows"]}
 
 
-def with_bench(params, **changes):
-    return params.model_copy(update={"bench": params.bench.model_copy(update=SETTINGS | changes)})
-
-
-def test_every_policy_depth_and_budget_has_one_row(result, params):
-    budgets = {"recent_only": [24, 40], "streaming_llm": [24, 40]}
+def test_every_policy_and_depth_has_one_row(result, params):
     expected = [
-        (policy, depth, budget)
-        for depth in (48, 96)
-        for policy in params.bench.policies
-        for budget in budgets.get(policy, [None])
+        (policy, depth, BUDGET if kv.read(policy).budgeted else None)
+        for depth, policy in product(SETTINGS["depths"], SETTINGS["policies"])
     ]
     assert [(row["policy"], row["depth"], row["budget"]) for row in result["rows"]] == expected
     assert result["machine"]["threads"] == params.runtime.threads
@@ -97,123 +61,154 @@ def test_every_policy_depth_and_budget_has_one_row(result, params):
     Bench.model_validate(result)
 
 
-def test_bytes_and_entries_obey_the_accounting_rule(result):
-    for row in result["rows"]:
-        recipe = kv.read(row["policy"])
-        final, peak = row["entries"]["value"], row["entries_peak"]["value"]
-        assert row["kv_bytes_final"]["value"] == recipe.types.kv_bytes(SHAPE, final)
-        assert row["kv_bytes_peak"]["value"] == recipe.types.kv_bytes(SHAPE, peak)
-        if row["budget"] is None:
-            assert final == peak == row["depth"] + 30 - 1  # the last token is predicted, never fed
-        else:
-            assert row["budget"] <= final <= row["budget"] + 8
-            assert peak == row["budget"] + 9
+def test_measured_bytes_obey_the_accounting_rule(rows):
+    for (policy, _), row in rows.items():
+        types, lives = kv.read(policy).types, row["entries_by_layer"]
+        assert row["kv_bytes_final"]["value"] == sum(types.kv_bytes(LAYER, live) for live in lives)
+        assert row["kv_bytes_peak"]["value"] == types.kv_bytes(LAYER, 1) * 2 * row["entries_peak"]["value"]
+        assert row["entries"]["value"] == np.mean(lives)
 
 
-def test_quality_is_told_beside_full_kv(result):
-    rows = {(row["policy"], row["depth"], row["budget"]): row["quality"] for row in result["rows"]}
-    for depth in (48, 96):
-        full = rows["full", depth, None]
-        assert full["kld"]["value"] == 0
-        assert full["same_top"]["value"] == 1
-        assert 0 < rows["kv_q8_0", depth, None]["kld"]["value"] < rows["kv_q4_0", depth, None]["kld"]["value"]
-        small, large = (rows["recent_only", depth, budget]["kld"]["value"] for budget in (24, 40))
-        assert small > large > rows["kv_q4_0", depth, None]["kld"]["value"]
-        for quality in rows.values():
-            assert quality["perplexity"]["value"] > 1
-            assert 0 <= quality["top1"]["value"] <= 1
+@pytest.mark.parametrize("depth", [SHALLOW, DEEP])
+def test_entries_are_what_each_policy_allows(rows, depth):
+    for policy in ("full", "kv_q8_0", "kv_q4_0"):
+        assert rows[policy, depth]["entries_by_layer"] == [depth + FED] * 2
+    for policy in ("recent_only", "streaming_llm", "h2o"):
+        assert all(BUDGET <= live <= BUDGET + SLACK for live in rows[policy, depth]["entries_by_layer"])
+    for policy in ("recent_only", "streaming_llm"):
+        assert rows[policy, depth]["entries_peak"]["value"] == BUDGET + SLACK + 1
+    for policy in ("snapkv", "gemfilter", "fastkv"):
+        assert rows[policy, depth]["entries_by_layer"] == [BUDGET + FED] * 2
+    first, last = rows["pyramidkv", depth]["entries_by_layer"]
+    assert first > last
+    assert first + last == 2 * (BUDGET + FED)
+    assert rows["snapkv", depth]["entries_peak"]["value"] == max(depth, BUDGET + FED)
 
 
-def test_speed_is_the_faster_setting_of_flash_attention(result):
-    for row in result["rows"]:
+def test_what_is_kept_beside_the_cache_is_counted(rows):
+    for policy in set(SETTINGS["policies"]) - {"h2o"}:  # though prefills are shared with those that vote
+        assert rows[policy, DEEP]["state_bytes"]["value"] == 0, policy
+    assert rows["h2o", DEEP]["state_bytes"]["value"] > 0
+
+
+def test_the_picture_shows_the_prompt_that_lives(rows):
+    for row in rows.values():
+        assert [len(layer) for layer in row["kept"]] == [32, 32]
+        assert all(0 <= share <= 1 for layer in row["kept"] for share in layer)
+    assert rows["full", DEEP]["kept"] == [[1.0] * 32] * 2
+    assert rows["streaming_llm", DEEP]["kept"][0][0] == 0.4  # 4 sinks of 10 tokens
+    assert rows["recent_only", DEEP]["kept"][0][0] == 0
+    for layer in rows["snapkv", DEEP]["kept"]:
+        assert sum(layer) == pytest.approx(BUDGET / 10, abs=0.2)
+        assert layer[-3:] == [1.0] * 3  # its window of 32
+
+
+def test_quality_is_told_beside_full_kv(rows):
+    for depth in (SHALLOW, DEEP):
+        quality = {policy: rows[policy, depth]["quality"] for policy in SETTINGS["policies"]}
+        assert quality["full"]["kld"]["value"] == 0
+        assert quality["full"]["same_top"]["value"] == 1
+        q8_0, q4_0, recent = (quality[name]["kld"]["value"] for name in ("kv_q8_0", "kv_q4_0", "recent_only"))
+        assert 0 < q8_0 < q4_0 < recent
+        for one in quality.values():
+            assert one["perplexity"]["value"] > 1
+            assert 0 <= one["top1"]["value"] <= 1
+
+
+def test_speed_is_the_faster_setting_of_flash_attention(rows):
+    settings = {"full": {"off", "on"}, "kv_q8_0": {"on"}, "kv_q4_0": {"on"}}
+    for (policy, _), row in rows.items():
         timing = row["timing"]
         by_flash = {name: record["value"] for name, record in timing["tpot_ms_by_flash_attention"].items()}
-        assert set(by_flash) == ({"on"} if row["policy"].startswith("kv_q") else {"off", "on"})
+        assert set(by_flash) == settings.get(policy, {"off"})
         assert timing["tpot_ms_median"]["value"] == min(by_flash.values()) == by_flash[timing["flash_attention"]]
         assert timing["tpot_ms_median"]["n"] == 2 * 8
         assert timing["tpot_ms_p95"]["value"] >= timing["tpot_ms_median"]["value"]
         assert timing["ttft_s"]["n"] == 2
-        if row["policy"] == "full":
+        assert timing["ttft_s"]["value"] == pytest.approx(
+            timing["prefill_s"]["value"] + timing["compress_s"]["value"], rel=1e-3
+        )
+        if policy == "full":
             assert timing["ratio_to_full"]["value"] == 1
 
 
+def test_recall_is_asked_with_and_without_the_question_in_sight(rows):
+    cut_at_the_end = {"snapkv", "h2o", "pyramidkv", "gemfilter", "fastkv"}
+    for (policy, depth), row in rows.items():
+        if depth == SHALLOW:
+            assert "recall" not in row
+            continue
+        assert list(row["recall"]) == list(recall.KINDS)
+        for sights in row["recall"].values():
+            assert set(sights) == ({"seen", "unseen"} if policy in cut_at_the_end else {"seen"})
+            for share in sights.values():
+                assert share["n"] == 1
+                assert share["value"] in (0, 1)
+                assert share["ci95"] == pytest.approx(recall.wilson(share["value"], 1), abs=1e-5)
+
+
+def test_work_is_that_of_a_count_by_hand(rows):
+    def prompt(*lengths: int) -> int:
+        return sum(2 * WEIGHTS * n + n * (n + 1) // 2 * ENTRY for n in lengths) + HEAD
+
+    whole, cut = SHALLOW, BUDGET
+    first, rest = BUDGET + SLACK + 1, (9, 9, 5)  # tokens up to the first cut, and between the later ones
+    assert first + sum(rest) == whole
+    later = sum(n * BUDGET + n * (n + 1) // 2 for n in rest) * ENTRY + 2 * WEIGHTS * sum(rest)
+    expected = {
+        "full": prompt(whole, whole),
+        "h2o": prompt(whole, whole),
+        "fastkv": prompt(whole, cut),
+        "gemfilter": prompt(whole, cut, cut),  # the first layer reads all, then both read what was chosen
+        "recent_only": prompt(first, first) + 2 * later,
+    }
+    found = {policy: rows[policy, SHALLOW]["flops"]["prefill"]["value"] for policy in expected}
+    assert found == pytest.approx(expected, rel=1e-5)
+    for policy, before in (("full", whole), ("snapkv", cut)):  # ten tokens, each seeing itself and those before
+        token = 2 * (2 * WEIGHTS + (before + 5.5) * ENTRY) + HEAD
+        assert rows[policy, SHALLOW]["flops"]["token"]["value"] == pytest.approx(token, rel=1e-5)
+
+
 def test_all_but_the_timings_repeats_bit_for_bit(result, workplace, params):
-    bench.main(with_bench(params), "Q4_0")
+    policies = ("full", "streaming_llm", "h2o", "pyramidkv", "fastkv", "kv_q4_0")  # others beside them change nothing
+    bench.main(with_bench(params, policies=policies), "Q4_0")
     again = io.read_json("eval/bench/Q4_0.json")
-    for one, other in zip(result["rows"], again["rows"], strict=True):
+    first = [row for row in result["rows"] if row["policy"] in policies]
+    for one, other in zip(first, again["rows"], strict=True):
         assert one | {"timing": None} == other | {"timing": None}
     assert {key: again[key] for key in again if key != "rows"} == {key: result[key] for key in again if key != "rows"}
 
 
-def test_perplexity_and_accuracy_are_those_of_the_true_continuation(result, tokenizer, tiny_gguf):
+def test_perplexity_and_accuracy_are_those_of_the_true_continuation(rows, tokenizer, tiny_gguf):
     messages = [chat["messages"] for chat in chats(40)]
-    documents = text.documents(tokenizer, messages, 96 + 30, 2)
+    documents = text.documents(tokenizer, messages, DEEP + FED + 1, 2)
     losses, hits = [], []
-    with library.loaded(tiny_gguf("Q4_0")) as model, Context(model, n_ctx=126, threads=1) as context:
+    with library.loaded(tiny_gguf("Q4_0")) as model, Context(model, n_ctx=len(documents[0]), threads=1) as context:
         for ids in documents:
             context.clear()
-            scores = context.decode(ids, range(126), wanted=[True] * 126)[95:-1].astype(np.float64)
+            scores = context.decode(ids, range(len(ids)), wanted=[True] * len(ids))[DEEP - 1 : -1].astype(np.float64)
             scores -= scores.max(axis=1, keepdims=True)
-            hits += (scores.argmax(axis=1) == ids[96:]).tolist()
-            picked = scores[np.arange(30), ids[96:]]
+            hits += (scores.argmax(axis=1) == ids[DEEP:]).tolist()
+            picked = scores[np.arange(FED + 1), ids[DEEP:]]
             losses += (np.log(np.exp(scores).sum(axis=1)) - picked).tolist()
-    row = next(row for row in result["rows"] if row["policy"] == "full" and row["depth"] == 96)
-    assert row["quality"]["perplexity"]["value"] == pytest.approx(np.exp(np.mean(losses)), rel=5e-3)
-    assert row["quality"]["top1"]["value"] == pytest.approx(np.mean(hits), abs=0.02)
+    quality = rows["full", DEEP]["quality"]
+    assert quality["perplexity"]["value"] == pytest.approx(np.exp(np.mean(losses)), rel=5e-3)
+    assert quality["top1"]["value"] == pytest.approx(np.mean(hits), abs=0.02)
 
 
-def test_full_kv_leads_wherever_it_is_listed(workplace, params):
-    bench.main(with_bench(params, policies=("streaming_llm", "full"), depths=(48,), budgets=(24,)), "Q4_0")
-    rows = io.read_json("eval/bench/Q4_0.json")["rows"]
-    assert [row["policy"] for row in rows] == ["full", "streaming_llm"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "messages"),
-    [
-        ({"budgets": (4,)}, ["bench.budgets: streaming_llm: 4 entries, but its 4 sinks"]),
-        ({"depths": (48, 4000)}, ["bench.depths: 4000 and 30 tokens", "at most 2018"]),
-        ({"depths": (2000,), "repetitions": 9}, ["the test dialogues have", "9 are needed"]),
-        ({"policies": ("kv_q8_0", "recent_only")}, ["full KV is missing"]),
-        ({"budgets": (4,), "depths": (4000,)}, ["4 sinks", "bench.depths: 4000", "the test dialogues have"]),
-    ],
-)
-def test_a_plan_that_does_not_fit_is_refused_before_any_model_is_loaded(
-    workplace, params, changes, messages, monkeypatch
-):
-    load = library.load_model
-
-    def header_alone(path, *, vocab_only=False):
-        assert vocab_only
-        return load(path, vocab_only=True)
-
-    monkeypatch.setattr(library, "load_model", header_alone)
-    with pytest.raises(UserError) as error:
-        bench.main(with_bench(params, **changes), "Q4_0")
-    assert all(message in str(error.value) for message in messages)
-    assert not (workplace / "eval").exists()
-
-
-def test_a_cache_type_that_does_not_divide_the_head_is_refused(workplace, params, monkeypatch):
-    narrow = CacheShape(layers=2, kv_heads=2, key_length=80, value_length=80)
-    monkeypatch.setattr(library, "cache_shape", lambda _: narrow)
-    with pytest.raises(UserError, match=r"kv_q4_0: q4_0 holds 32 values a block.* length 80; take it out"):
-        bench.main(with_bench(params), "Q4_0")
-
-
-@pytest.mark.parametrize("encoding", ["FP8-Dynamic", "Q8_0"])
-def test_an_encoding_without_a_gguf_is_refused(workplace, params, encoding):
-    with pytest.raises(UserError, match=f"'{encoding}' has no GGUF file"):
-        bench.main(with_bench(params), encoding)
-
-
-def test_documents_start_with_dialogues_of_their_own(tokenizer):
-    messages = [chat["messages"] for chat in chats(6)]
-    first, second = text.documents(tokenizer, messages, 100, 2)
-    opening = prompts.prompt_ids(tokenizer, messages[0][:1])
-    assert len(first) == len(second) == 100
-    assert first[: len(opening)] == opening
-    assert tokenizer.decode(second).startswith("<|im_start|>user\n")
-    assert first != second
-    whole = "".join(tokenizer.apply_chat_template(one, tokenize=False) for one in messages)
-    assert whole.startswith(tokenizer.decode(first[:90]))
+def test_a_shared_prefill_gives_what_one_of_its_own_gives(workplace, params):
+    bench_params = with_bench(params, policies=("full", "snapkv", "snapkv_lite_norm", "tova", "h2o")).bench
+    planned = plan.plan(bench_params, bench.gguf("Q4_0"), bench.MERGED, bench.TEST, seed=1)
+    document = planned.documents[SHALLOW][0]
+    policies = [case.policy for case in planned.cases]
+    with LlamaKvEngine(bench.gguf("Q4_0"), threads=1) as engine:
+        work, pace = Work.of(engine.model), Pace(2, 8)
+        shared = Prompts(engine, document.prompt, policies)
+        for policy in policies:
+            own = Prompts(engine, document.prompt, [policy])
+            one, logits = trial.run(engine, policy, document, shared, work, pace)
+            other, expected = trial.run(engine, policy, document, own, work, pace)
+            assert np.array_equal(logits, expected)
+            assert one.entries == other.entries
+            assert one.kv_bytes == other.kv_bytes
+            assert all(np.array_equal(a, b) for a, b in zip(one.kept, other.kept, strict=True))

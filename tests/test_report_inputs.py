@@ -63,7 +63,7 @@ def test_a_malformed_file_is_explained(results, name, content, problem):
 
 def test_cells_that_do_not_fit_together_are_named(results):
     bend("eval/quality/Q8_0.json", "per_dialogue", "ids", 0, value="another")
-    bend("eval/bench/Q4_K_M.json", "rows", 1, "policy", value="unknown")
+    bend("eval/bench/Q4_K_M.json", "rows", 5, "policy", value="unknown")
     with pytest.raises(UserError) as caught:
         report.main(results)
     first, second = caught.value.problems

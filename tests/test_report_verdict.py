@@ -25,13 +25,13 @@ def test_the_headline_is_short_plain_and_traceable(results):
     assert 0 < len(numbers) <= 12
     assert all(isinstance(value, float) for value in numbers.values())
     merged = io.read_json("eval/quality/merged.json")["metrics"]
-    row = io.read_json("eval/bench/Q4_K_M.json")["rows"][2]
-    assert row["policy"] == "streaming_llm"
+    row = io.read_json("eval/bench/Q4_K_M.json")["rows"][7]
+    assert (row["policy"], row["depth"]) == ("snapkv", 512)
     assert numbers["quality.bert_f1"] == merged["bert_f1"]["value"]
     assert numbers["quality.bert_f1_gain"] == pytest.approx(0.12, abs=0.01)
     assert numbers["kld.Q4_K_M"] == 0.027
     assert numbers["size_mb.Q4_K_M"] == 5.3
-    assert numbers["bench.kv_saving"] == pytest.approx(0.75)
+    assert numbers["bench.kv_saving"] == pytest.approx(0.7, abs=0.01)
     assert numbers["bench.tok_s"] == row["timing"]["tokens_per_second"]["value"]
 
 
@@ -51,15 +51,53 @@ def test_the_answer_follows_the_paired_interval(results, shift, noise, word):
 
 def test_choices_follow_their_rules(results):
     names = [choice.name for choice in verdict.choices(load(results))]
-    assert names == ["Q8_0", "Q4_K_M", "W4A16", "streaming_llm 256"]
+    assert names == ["Q8_0", "Q4_K_M", "W4A16", "snapkv 256"]
+
+
+def test_a_policy_that_forgets_is_not_chosen(results):
+    choice = verdict.long_conversation(load(results))
+    assert choice.name == "snapkv 256"  # streaming_llm is smaller, and forgets
+    assert "recall 88\u00a0% beside 92\u00a0%" in choice.reason
+    assert "recall of at least 90\u00a0% of full KV’s when asked after the cut" in choice.rule
+    forget("snapkv", sight="unseen", share=0.8)
+    assert verdict.long_conversation(load(results)).name is None
+
+
+def test_a_row_without_recall_is_not_chosen_where_full_kv_has_it(results):
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "recall", value={})
+    choice = verdict.long_conversation(load(results))
+    assert choice.name is None
+    assert choice.reason.startswith("No policy stays that close to full KV")
+    report.main(results)
+
+
+def test_without_recall_the_rule_is_of_perplexity_alone(results):
+    for index in range(4, 8):
+        bend("eval/bench/Q4_K_M.json", "rows", index, "recall", value={})
+    choice = verdict.long_conversation(load(results))
+    assert choice.name == "streaming_llm 256"
+    assert "recall" not in choice.rule + choice.reason
+    report.main(results)
+    assert "| Recall" not in report.MARKDOWN.read_text(encoding="utf-8")
+    assert "### Recall" not in report.MARKDOWN.read_text(encoding="utf-8")
+
+
+def forget(policy: str, sight: str, share: float) -> None:
+    """Set a policy's recall at the greatest depth, of every kind of task."""
+    rows = io.read_json("eval/bench/Q4_K_M.json")["rows"]
+    index = next(index for index, row in enumerate(rows) if row["policy"] == policy and "recall" in row)
+    for kind in rows[index]["recall"]:
+        bend("eval/bench/Q4_K_M.json", "rows", index, "recall", kind, sight, "value", value=share)
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_a_number_that_is_not_finite_never_wins(results, bad):
     for cell in ("Q8_0", "Q4_K_M", "W4A16"):
         bend(f"eval/quality/{cell}.json", "metrics", "kld", "value", value=bad)
-    bend("eval/bench/Q4_K_M.json", "rows", 2, "quality", "perplexity", "value", value=bad)
-    bend("eval/bench/Q4_K_M.json", "rows", 1, "kv_bytes_final", value=bad)
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "quality", "perplexity", "value", value=bad)
+    bend("eval/bench/Q4_K_M.json", "rows", 5, "kv_bytes_final", value=bad)
+    forget("full", sight="seen", share=0.0)  # nothing to forget: perplexity and bytes alone decide
+    bend("eval/bench/Q4_K_M.json", "rows", 6, "kv_bytes_final", value=bad)
     found = load(results)
     assert [choice.name for choice in verdict.choices(found)] == [None, None, None, None]
     assert headline(found)["kld"]["Q4_K_M"] == bad

@@ -76,7 +76,8 @@ def rows(result: dict, figure: str) -> list[dict]:
 
 def test_every_figure_has_its_rows(result):
     assert Counter(row["figure"] for row in result["rows"]) == {
-        "step": 14, "prefill": 5, "decode": 15, "narrowed": 2, "compression": 5, "online": 3, "memory": 2, "process": 1
+        "step": 14, "prefill": 5, "decode": 15, "narrowed": 2, "compression": 5, "online": 3, "memory": 2,
+        "handed over": 1,
     }  # fmt: skip
     assert len(result["rows"]) == figures.planned(TINY)
     decoded = {(row["depth"], row["encoding"]) for row in rows(result, "decode")}
@@ -122,6 +123,12 @@ def test_bytes_are_measured_and_accounted(result):
     for row in result["rows"]:
         if "kv_bytes" in row:
             assert row["kv_bytes"]["value"] == row["kv_bytes_accounted"]["value"]
+
+
+def test_memory_falls_when_a_prompt_is_handed_over(result):
+    (row,) = rows(result, "handed over")
+    assert row["kv_bytes"]["value"] == 64 * ENTRY
+    assert row["rss_before"]["value"] > row["rss_after"]["value"] > 0
 
 
 def test_computed_shares_are_those_of_the_policies(result):

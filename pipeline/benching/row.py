@@ -96,7 +96,8 @@ def picture(kept: Sequence[np.ndarray], depth: int) -> list[list[float]]:
     edges = np.linspace(0, depth, BINS + 1)
     sizes = np.histogram(np.arange(depth), edges)[0]
     return [
-        (np.histogram(origins, edges)[0] / (len(origins) * np.maximum(sizes, 1))).round(2).tolist() for origins in kept
+        (np.histogram(origins[origins < depth], edges)[0] / (len(origins) * np.maximum(sizes, 1))).round(2).tolist()
+        for origins in kept
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.engines.cache import LayerKv
@@ -61,9 +62,12 @@ def evict(snapshot: Snapshot, cut: Cut, budget: int, positions: Positions, rope:
     keep = cut.keep(evidence(snapshot, rope), targets)
     old = [places.gather(1, index) for places, index in zip(snapshot.positions, keep, strict=True)]
     new, upcoming = positions.place(old, snapshot.upcoming)
-    layers = [layer.gather(index) for layer, index in zip(snapshot.layers, keep, strict=True)]
+    layers = [
+        layer if target == layer.entries else layer.gather(index)
+        for layer, index, target in zip(snapshot.layers, keep, targets, strict=True)
+    ]
     if positions.shifts:
-        layers = [_moved(layer, to - was, rope) for layer, to, was in zip(layers, new, old, strict=True)]
+        layers = _moved(layers, [to - was for to, was in zip(new, old, strict=True)], rope)
     memories = copy.deepcopy(list(snapshot.memories))
     for memory, index in zip(memories, keep, strict=False):
         memory.gather(index)
@@ -78,8 +82,14 @@ def evict(snapshot: Snapshot, cut: Cut, budget: int, positions: Positions, rope:
     )
 
 
-def _moved(layer: LayerKv, by: Tensor, rope: Rope) -> LayerKv:
-    return layer.with_keys(rope.rotate(layer.keys(), by)) if by.any() else layer
+def _moved(layers: Sequence[LayerKv], by: Sequence[Tensor], rope: Rope) -> list[LayerKv]:
+    """Return the layers with their keys moved by int64 [kv_heads, n]; most often by the same in all of them."""
+    moved, before, angles = [], None, None
+    for layer, delta in zip(layers, by, strict=True):
+        if before is None or not torch.equal(before, delta):
+            before, angles = delta, rope.angles(delta) if delta.any() else None
+        moved.append(layer.with_keys(rope.turn(layer.keys(), angles)) if angles else layer)
+    return moved
 
 
 def _turned(queries: Queries, by: int, rope: Rope) -> Queries:

@@ -70,6 +70,8 @@ class Stream:
         if policy.decode:
             prompt = evict(prompt, policy.decode, policy.budget, policy.positions, self._rope)
         self._write(prompt)
+        wanted = self._window()
+        self._queries = [queries.last(wanted) for queries in self._queries] if wanted else []
 
     def origins(self) -> list[Tensor]:
         """Return for each layer int64 [kv_heads, n], the tokens that the living entries stem from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -32,27 +33,24 @@ class Cut:
         The budget is an average, so it is the mean that is compared: until it is reached nothing goes, however
         little some layers are to hold.
         """
-        active = self._active(len(lives))
-        if not active:
-            return None
-        limits = self._sizes(self.allocator.limits(budget, len(active)))
-        level = max(budget, -(-sum(limits) // len(active)))  # rounding may put the mean of the sizes above the budget
-        return -(-(level * len(active) - sum(lives[layer] for layer in active)) // len(active))
+        active, level = _level(self, budget, len(lives))
+        return -(-(level * len(active) - sum(lives[layer] for layer in active)) // len(active)) if active else None
 
     def limits(self, budget: int, layers: int) -> list[int | None]:
         """Return for each layer the entries that it holds before a cut; None for those that keep everything."""
-        sizes = iter(self._sizes(self.allocator.limits(budget, len(self._active(layers)))))
+        sizes = iter(self._sizes(self.allocator.limits(budget, len(self.active(layers)))))
         return [None if layer in self.skip else next(sizes) for layer in range(layers)]
 
     def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
         """Return for each layer how many of the entries that live would stay: all within the budget."""
-        active = self._active(len(lives))
+        active = self.active(len(lives))
         if not active or self.room(budget, lives) >= 0:
             return list(lives)
         sizes = iter(self._sizes(self.allocator.targets(budget, [lives[layer] for layer in active])))
         return [live if layer in self.skip else min(live, next(sizes)) for layer, live in enumerate(lives)]
 
-    def _active(self, layers: int) -> list[int]:
+    def active(self, layers: int) -> list[int]:
+        """Return the layers that are cut."""
         return [layer for layer in range(layers) if layer not in self.skip]
 
     def _sizes(self, sizes: list[int]) -> list[int]:
@@ -87,3 +85,11 @@ class Cut:
         first = torch.arange(sinks).expand(heads, -1)
         newest = torch.arange(entries - recent, entries).expand(heads, -1)
         return torch.cat([first, middle, newest], dim=1)
+
+
+@lru_cache
+def _level(cut: Cut, budget: int, layers: int) -> tuple[list[int], int]:
+    """Return the layers that are cut and the entries a layer that they hold on average; asked for at every token."""
+    active = cut.active(layers)
+    limits = grouped(cut.allocator.limits(budget, len(active)), cut.runs) if active else [0]
+    return active, max(budget, -(-sum(limits) // len(limits)))  # rounding may put the mean above the budget

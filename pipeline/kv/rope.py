@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Angles = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -21,8 +23,20 @@ class Rope:
 
         Rotations add up: turning by a difference moves a key from its old position to a new one.
         """
+        return self.turn(vectors, self.angles(positions))
+
+    def angles(self, positions: Tensor) -> Angles:
+        """Return cosines and sines [..., n, dims / 2], computed once for each position that occurs."""
         half = self.dims // 2
-        cos, sin = self._turns(positions)
+        frequencies = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
+        different, index = positions.unique(return_inverse=True)
+        angles = different.double().unsqueeze(-1) * frequencies  # float32 would blur positions in the thousands
+        return angles.cos().float()[index], angles.sin().float()[index]
+
+    def turn(self, vectors: Tensor, angles: Angles) -> Tensor:
+        """Return ``vectors`` turned by angles that :meth:`angles` gave."""
+        half = self.dims // 2
+        cos, sin = angles
         turned, rest = vectors[..., : self.dims], vectors[..., self.dims :]
         if self.interleaved:
             first, second = turned[..., 0::2], turned[..., 1::2]
@@ -30,11 +44,3 @@ class Rope:
             return torch.cat([pairs.flatten(-2), rest], dim=-1)
         first, second = turned[..., :half], turned[..., half:]
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-
-    def _turns(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines [..., n, dims / 2], computed once for each position that occurs."""
-        half = self.dims // 2
-        frequencies = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        different, index = positions.unique(return_inverse=True)
-        angles = different.double().unsqueeze(-1) * frequencies  # float32 would blur positions in the thousands
-        return angles.cos().float()[index], angles.sin().float()[index]

@@ -134,4 +134,6 @@ class Hits:
 def _visible(rows: Tensor) -> Tensor:
     """Return which entries each row sees, float32 [w, n]: all older ones, and of the rows' own those up to itself."""
     count, entries = rows.shape[1:]
+    if count == 1:
+        return rows.new_ones(1, entries)
     return torch.ones(count, entries).tril(entries - count)

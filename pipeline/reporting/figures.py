@@ -13,6 +13,7 @@ from pipeline.reporting.svg import Frame, element, label
 
 CHAR_WIDTH, LABEL_HEIGHT, DOT = 6.6, 14, 5
 BAR_PITCH, BAR_HEIGHT, NAME_WIDTH = 34, 14, 132
+WIDE, CROWD, CROWD_PITCH = 960, 16, 22  # more points or bars than a crowd's are drawn wider, or closer
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,36 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
     """Draw named points with both axes from zero; names move to where they cover nothing."""
     points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     top = [max((getattr(point, axis) for point in points), default=1) or 1 for axis in "xy"]
-    frame = Frame(svg.ticks(0, top[0]), svg.ticks(0, top[1]), x_label, y_label)
+    return _named(title, points, Frame(svg.ticks(0, top[0]), svg.ticks(0, top[1]), x_label, y_label))
+
+
+def log_scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    """Draw named points over a logarithmic vertical axis, whose lower edge holds those at zero."""
+    points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    heights = [point.y for point in points if point.y > 0] or [1]
+    wide = len(points) > CROWD
+    frame = Frame(
+        svg.ticks(0, max((point.x for point in points), default=1) or 1),
+        svg.powers(min(heights), max(heights)),
+        x_label,
+        y_label,
+        width=WIDE if wide else svg.WIDTH,
+        height=svg.HEIGHT * 2 if wide else svg.HEIGHT,
+        log=True,
+    )
+    return _named(title, points, frame)
+
+
+def _named(title: str, points: Sequence[Point], frame: Frame) -> Markup:
     spots = [(frame.x(point.x), frame.y(point.y)) for point in points]
     taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in spots]
     drawn = [frame.axes()]
     for point, (x, y) in zip(points, spots, strict=True):
         drawn.append(_dot(point, x, y))
-        place, box = _free_place(point.name, x, y, taken)
+        place, box = _free_place(point.name, x, y, taken, frame)
         taken.append(box)
         drawn.append(label(*place[:2], point.name, place[2], class_="name"))
-    return svg.drawing(title, *drawn)
+    return svg.drawing(title, *drawn, width=frame.width, height=frame.height)
 
 
 def _dot(point: Point, x: float, y: float) -> Markup:
@@ -86,7 +107,7 @@ def _dot(point: Point, x: float, y: float) -> Markup:
     return element("circle", hint, cx=x, cy=y, r=DOT, class_="hollow" if point.reference else "dot")
 
 
-def _free_place(name: str, x: float, y: float, taken: Sequence[tuple]) -> tuple[tuple, tuple]:
+def _free_place(name: str, x: float, y: float, taken: Sequence[tuple], frame: Frame) -> tuple[tuple, tuple]:
     """Return (x, y, anchor) and the box of a name near a point: the place that overlaps what is drawn least."""
     width, gap = len(name) * CHAR_WIDTH, DOT + 5
     sides = [(x + gap, "start"), (x - gap, "end")]
@@ -96,8 +117,8 @@ def _free_place(name: str, x: float, y: float, taken: Sequence[tuple]) -> tuple[
     places += [(side, y + 4 + step * LABEL_HEIGHT, anchor) for step in steps for side, anchor in sides]
     shift = {"start": 0, "end": width, "middle": width / 2}
     boxes = [(a - shift[c], b - LABEL_HEIGHT + 3, a - shift[c] + width, b + 3) for a, b, c in places]
-    frame = (svg.LEFT, 0, svg.WIDTH, svg.HEIGHT - svg.BOTTOM + 8)
-    return min(zip(places, boxes, strict=True), key=lambda pair: _cost(pair[1], taken, frame))
+    edges = (svg.LEFT, 0, frame.width, frame.height - svg.BOTTOM + 8)
+    return min(zip(places, boxes, strict=True), key=lambda pair: _cost(pair[1], taken, edges))
 
 
 def _cost(box: tuple, taken: Sequence[tuple], frame: tuple) -> float:
@@ -113,23 +134,25 @@ def bars(title: str, items: Sequence[Bar], unit: str) -> Markup:
     """Draw horizontal bars from zero, each with its value, and a whisker up to ``high``."""
     items = [item for item in items if math.isfinite(item.value)]
     top = max((max(item.value, item.high or 0) for item in items), default=1) or 1
-    scale = (svg.WIDTH - NAME_WIDTH - 96) / top
-    rows = [_bar(item, index * BAR_PITCH + 8, scale, unit) for index, item in enumerate(items)]
-    return svg.drawing(title, *rows, height=len(items) * BAR_PITCH + 12)
+    left = max([NAME_WIDTH, *(len(item.name) * CHAR_WIDTH + 14 for item in items)])
+    scale, pitch = (svg.WIDTH - left - 96) / top, CROWD_PITCH if len(items) > CROWD else BAR_PITCH
+    rows = [_bar(item, (left, index * pitch + 8), scale, unit) for index, item in enumerate(items)]
+    return svg.drawing(title, *rows, height=len(items) * pitch + 12)
 
 
-def _bar(item: Bar, y: float, scale: float, unit: str) -> Markup:
-    middle, end = y + BAR_HEIGHT / 2, NAME_WIDTH + item.value * scale
+def _bar(item: Bar, corner: tuple[float, float], scale: float, unit: str) -> Markup:
+    left, y = corner
+    middle, end = y + BAR_HEIGHT / 2, left + item.value * scale
     high = item.high if item.high is not None and math.isfinite(item.high) else item.value
-    reach = NAME_WIDTH + max(item.value, high) * scale
+    reach = left + max(item.value, high) * scale
     return element(
         "g",
-        label(NAME_WIDTH - 10, middle + 4.5, item.name, "end", "name"),
+        label(left - 10, middle + 4.5, item.name, "end", "name"),
         element(
             "rect",
-            x=NAME_WIDTH,
+            x=left,
             y=y,
-            width=end - NAME_WIDTH,
+            width=end - left,
             height=BAR_HEIGHT,
             rx=2,
             class_="barref" if item.reference else "bar",

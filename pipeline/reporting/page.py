@@ -82,11 +82,11 @@ def context(results: Results) -> dict[str, Any]:
     }
 
 
-def bench_tables(results: Results) -> list[tuple[str, Bench, list[tuple[int, Table]]]]:
-    """Return for each benchmarked encoding its record and a table for each depth."""
-    bench, row = results.params.bench, verdict.thriftiest(results)
+def bench_tables(results: Results) -> list[tuple[str, Bench, list[tuple[int, Table, Table | None]]]]:
+    """Return for each benchmarked encoding its record and for each depth a table, and one of recall where asked."""
+    depths, row = sorted(results.params.bench.depths), verdict.thriftiest(results)
     return [
-        (name, one, [(depth, tables.policies(one, depth, bench.decode_tokens, row)) for depth in sorted(bench.depths)])
+        (name, one, [(depth, tables.policies(one, depth, row), tables.recall(one, depth, row)) for depth in depths])
         for name, one in results.bench.items()
     ]
 
@@ -138,17 +138,21 @@ def kv_figures(results: Results) -> tuple[int, Markup, Markup]:
     """Return the greatest depth, divergence over KV bytes at it, and time per token at it."""
     full, others = verdict.deepest(results)
     rows = [full, *others]
+    one_budget = len({row.budget for row in others if row.budget}) < 2
+    names = [row.policy if one_budget else row.name for row in rows]
     points = [
-        figures.Point(row.name, row.kv_bytes_final.value / MEGABYTE, row.quality.kld.value, row.policy == FULL)
-        for row in rows
+        figures.Point(name, row.kv_bytes_final.value / MEGABYTE, row.quality.kld.value, row.policy == FULL)
+        for name, row in zip(names, rows, strict=True)
     ]
     bars = [
-        figures.Bar(row.name, row.timing.tpot_ms_median.value, row.timing.tpot_ms_p95.value, row.policy == FULL)
-        for row in rows
+        figures.Bar(name, row.timing.tpot_ms_median.value, row.timing.tpot_ms_p95.value, row.policy == FULL)
+        for name, row in zip(names, rows, strict=True)
     ]
     return (
         full.depth,
-        figures.scatter("KLD from full KV over KV bytes", points, "KV cache while decoding, MB", "KLD, nats a token"),
+        figures.log_scatter(
+            "KLD from full KV over KV bytes", points, "KV cache while decoding, MB", "KLD, nats a token"
+        ),
         figures.bars("Time per output token", bars, "ms"),
     )
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 FULL = "full"  # the KV policy that all others are measured beside
+SEEN, UNSEEN = "seen", "unseen"  # whether a question was read before the cache was cut
 
 
 class Record(BaseModel):
@@ -215,7 +216,7 @@ class Kept(Record):
 
 
 class BenchRow(Record):
-    """One policy at one depth and budget."""
+    """One policy at one depth and budget; recall by kind of task and by whether the question was seen at the cut."""
 
     policy: str
     composition: str
@@ -226,11 +227,22 @@ class BenchRow(Record):
     kv_bytes_final: Measured
     quality: Kept
     timing: Timing
+    recall: dict[str, dict[str, Measured]] = {}
 
     @property
     def name(self) -> str:
         """The policy with its budget, where it has one."""
         return self.policy if self.budget is None else f"{self.policy} {self.budget}"
+
+    @property
+    def recall_seen(self) -> float | None:
+        """The share of right answers where the question was read before the cut, kinds counting alike."""
+        return _mean([sights[SEEN].value for sights in self.recall.values() if SEEN in sights])
+
+    @property
+    def recall_unseen(self) -> float | None:
+        """The same where it came after the cut; None where nothing is cut at the prompt's end."""
+        return _mean([sights[UNSEEN].value for sights in self.recall.values() if UNSEEN in sights])
 
 
 class Bench(Record):
@@ -240,6 +252,10 @@ class Bench(Record):
     machine: Machine
     settings: dict[str, Any]
     rows: Annotated[list[BenchRow], Field(min_length=1)]
+
+
+def _mean(shares: list[float]) -> float | None:
+    return sum(shares) / len(shares) if shares else None
 
 
 class StageTiming(Record):

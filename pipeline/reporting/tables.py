@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pipeline.reporting import verdict
 from pipeline.reporting.load import REFERENCES, Results
-from pipeline.reporting.records import FULL, Bench, BenchRow
+from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, plain, text, words
 from pipeline.reporting.verdict import MEGABYTE
 
@@ -63,9 +63,9 @@ def _speed(results: Results, cell: str) -> Cell:
     return measured(min(rows, key=lambda row: row.depth).timing.tokens_per_second, 1)
 
 
-def policies(bench: Bench, depth: int, tokens: int, marked: BenchRow | None) -> Table:
-    """Return every policy at one depth, full KV first."""
-    rows = sorted((row for row in bench.rows if row.depth == depth), key=lambda row: row.policy != FULL)
+def policies(bench: Bench, depth: int, marked: BenchRow | None) -> Table:
+    """Return every policy at one depth, full KV first; recall where it was measured."""
+    rows = _rows(bench, depth)
 
     def timing(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
         return lambda row: measured(getattr(row.timing, name), digits, scale)
@@ -76,18 +76,53 @@ def policies(bench: Bench, depth: int, tokens: int, marked: BenchRow | None) -> 
     columns = [
         words("Policy", lambda row: text(row.policy)),
         Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
-        Column("Entries", lambda row: measured(row.entries, 0), "KV entries a layer holds at the end"),
+        Column("Entries", lambda row: measured(row.entries, 0), "KV entries at the end, mean over layers"),
         Column("KV, MB", _kv, "KV cache while decoding, and at its largest", "lower", bar=True),
-        words("FA", lambda row: text(row.timing.flash_attention), "flash attention: the faster setting while decoding"),
-        Column("TTFT, s", timing("ttft_s", 3), "time to the first token", "lower"),
+        Column("TTFT, s", timing("ttft_s", 3), "time to the first token, the cut included", "lower"),
         Column("TPOT, ms", _tpot, "time per output token, median and 95th percentile", "lower"),
-        Column(f"tg{tokens}, tok/s", timing("tokens_per_second", 1), "decoding speed", "higher"),
         Column("× full", timing("ratio_to_full", 2), "speed beside full KV in the same run", "higher"),
         Column("PPL", kept("perplexity", 2), "perplexity of continued text", "lower"),
         Column("KLD", kept("kld", 4), "divergence from full KV, nats a token", "lower"),
         Column("Same top, %", kept("same_top", 1, 100), "most likely token as under full KV", "higher"),
     ]
+    if any(row.recall for row in rows):
+        columns.append(Column("Recall, %", _recall, "early facts answered rightly, mean over kinds of task", "higher"))
     return build(columns, rows, marked=lambda row: marked is not None and row.name == marked.name)
+
+
+def recall(bench: Bench, depth: int, marked: BenchRow | None) -> Table | None:
+    """Return the share of right answers to each kind of task at one depth; None where nothing was asked."""
+    rows = _rows(bench, depth)
+    kinds = dict.fromkeys(kind for row in rows for kind in row.recall)
+    if not kinds:
+        return None
+
+    def asked(kind: str, sight: str) -> Callable[[BenchRow], Cell]:
+        return lambda row: (
+            measured(found, 0, 100, ci=True) if (found := row.recall.get(kind, {}).get(sight)) else Cell(ABSENT)
+        )
+
+    columns = [
+        words("Policy", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
+    ]
+    for kind in kinds:
+        columns += [
+            Column(f"{kind}, %", asked(kind, SEEN), "the question is read before the cut", "higher"),
+            Column(f"{kind} unseen, %", asked(kind, UNSEEN), "the question comes after the cut", "higher"),
+        ]
+    return build(columns, rows, marked=lambda row: marked is not None and row.name == marked.name)
+
+
+def _rows(bench: Bench, depth: int) -> list[BenchRow]:
+    return sorted((row for row in bench.rows if row.depth == depth), key=lambda row: row.policy != FULL)
+
+
+def _recall(row: BenchRow) -> Cell:
+    if row.recall_seen is None:
+        return Cell(ABSENT)
+    unseen = row.recall_unseen
+    return number(100 * row.recall_seen, 0, detail="" if unseen is None else f"unseen {plain(100 * unseen, 0)}")
 
 
 def compositions(results: Results) -> Table:

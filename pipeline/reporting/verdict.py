@@ -17,6 +17,7 @@ from pipeline.reporting.table import percent, plain
 LOSSLESS_KLD = 0.01  # nats a token
 SMALL_SHARE = 0.4  # of the merged model's bytes
 LONG_PPL = 1.05  # times full KV's perplexity
+LONG_RECALL = 0.9  # times full KV's recall
 MEGABYTE = 1e6
 
 Item = TypeVar("Item")
@@ -77,16 +78,30 @@ def accelerator(results: Results) -> Choice:
 def long_conversation(results: Results) -> Choice:
     """Return the KV policy that saves most memory at little loss, at the greatest depth."""
     row, full = thriftiest(results), deepest(results)[0]
-    rule = f"The fewest KV bytes at perplexity at most {percent(LONG_PPL - 1)} above full KV’s, at the greatest depth."
+    rule = f"The fewest KV bytes at perplexity at most {percent(LONG_PPL - 1)} above full KV’s"
+    if _late_recall(full) is not None:
+        rule += f", and at recall of at least {percent(LONG_RECALL)} of full KV’s when asked after the cut"
+    rule += ", at the greatest depth."
     return Choice("Long conversations", row and row.name, _row(row, full), rule)
 
 
 def thriftiest(results: Results) -> BenchRow | None:
-    """Return the row with the fewest KV bytes among those whose perplexity stays near full KV's."""
+    """Return the row with the fewest KV bytes among those near full KV's perplexity that forget little."""
     full, others = deepest(results)
     limit = LONG_PPL * _comparable(full.quality.perplexity)
-    near = [row for row in others if _comparable(row.quality.perplexity) <= limit]
+    near = [row for row in others if _comparable(row.quality.perplexity) <= limit and _remembers(row, full)]
     return _least(near, lambda row: _comparable(row.kv_bytes_final))
+
+
+def _remembers(row: BenchRow, full: BenchRow) -> bool:
+    """Whether recall stays near full KV's; a row without recall shows nothing where full KV has some."""
+    own, whole = _late_recall(row), _late_recall(full)
+    return whole is None or (own is not None and own >= LONG_RECALL * whole)
+
+
+def _late_recall(row: BenchRow) -> float | None:
+    """Return recall when asked after the cut: for policies that cut as they read, all questions are."""
+    return row.recall_seen if row.recall_unseen is None else row.recall_unseen
 
 
 def deepest(results: Results) -> tuple[BenchRow, list[BenchRow]]:
@@ -145,7 +160,9 @@ def _row(row: BenchRow | None, full: BenchRow) -> str:
     saving = 1 - row.kv_bytes_final.value / full.kv_bytes_final.value
     loss = row.quality.perplexity.value / full.quality.perplexity.value - 1
     speed = plain(row.timing.ratio_to_full.value, 2)
+    own, whole = _late_recall(row), _late_recall(full)
+    recall = "" if own is None or whole is None else f"recall {percent(own)} beside {percent(whole)}, "
     return (
         f"{percent(saving)} fewer KV bytes at a depth of {full.depth} tokens; "
-        f"perplexity {percent(loss, 1, True)}, {speed} × the speed of full KV"
+        f"perplexity {percent(loss, 1, True)}, {recall}{speed} × the speed of full KV"
     )

@@ -173,14 +173,15 @@ class Figures:
                 _, seconds = timed(one.stream.feed, self.ids[:depth])
             self._prefilled(case, "online", seconds, full, ONLINE_MOST)
 
-    def resident(self, prompt: Snapshot, case: Case) -> None:
-        """Tell the process's memory before and after a prompt is handed over to a policy's cache."""
+    def resident(self, prompt: Snapshot, case: Case) -> int:
+        """Tell what a policy's cache and its context hold in memory; return the bytes of the whole process."""
         before = trials.resident_bytes()
         with trials.opened(self.engines, case, prompt.seen, self.settings.decoded) as one:
             one.stream.take(prompt)
             one.stream.feed(self.ids[:1])
             memory = self._memory(one, case)
-            grown = trials.resident_bytes() - before
+            held = trials.resident_bytes()
+        grown = held - before
         self.record.add(
             f"memory at {prompt.seen}: {case.name} holds {memory['kv_bytes']['value'] / 1e6:.0f} MB of keys and "
             f"values, its context {grown / 1e6:.0f} MB of RSS",
@@ -188,16 +189,18 @@ class Figures:
             **memory,
             rss_context=measure(grown, n=1, unit="bytes", better="lower"),
         )
+        return held
 
-    def _process(self, one: Open, case: Case, depth: int) -> None:
-        """Tell the memory of the whole process when nothing but a policy's cache is left of a prompt."""
-        resident = trials.resident_bytes()
+    def _handed_over(self, one: Open, case: Case, depth: int, before: int) -> None:
+        """Tell how far the process's memory falls when nothing but a policy's cache is left of a prompt."""
+        after = trials.resident_bytes()
         self.record.add(
-            f"memory after {depth} tokens were handed over to {case.name}: {resident / 1e6:.0f} MB of RSS, the model "
-            "twice among them",
-            **self._row("process", case, depth),
+            f"memory after {depth} tokens were handed over to {case.name}: RSS falls by "
+            f"{(before - after) / 1e6:.0f} MB to {after / 1e6:.0f} MB, models and their parts among them",
+            **self._row("handed over", case, depth),
             **self._memory(one, case),
-            rss=measure(resident, n=1, unit="bytes", better="lower"),
+            rss_before=measure(before, n=1, unit="bytes", better="lower"),
+            rss_after=measure(after, n=1, unit="bytes", better="lower"),
         )
 
     def _depth(self, depth: int) -> None:
@@ -215,12 +218,12 @@ class Figures:
             self.compression(prompt)
             self.online(prompt)
             full, small = map(self._case, HANDED_OVER)
-            self.resident(prompt.snapshot, full)
+            held = self.resident(prompt.snapshot, full)
             self.resident(prompt.snapshot, small)
             with trials.opened(self.engines, small, depth, 1) as one:
                 one.stream.take(prompt.snapshot)
                 del prompt
-                self._process(one, small, depth)
+                self._handed_over(one, small, depth, held)
 
     def _flash(self, depth: int) -> Prefill:
         """Return a prompt prefilled with flash attention; at shallow depths time it without, too."""

@@ -48,6 +48,7 @@ class Context:
         tensors as they are computed, see :class:`pipeline.engines.llama.observer.Observer`.
         """
         self._llama = library.api()
+        self._fields = dict(self._llama.llama_batch._fields_)
         self.model = model
         self.n_pos = POSITION_PARTS.get(self._llama.llama_model_rope_type(model), 1)
         self.cells = -(-n_ctx // CELL_ALIGNMENT) * CELL_ALIGNMENT
@@ -129,7 +130,7 @@ class Context:
             "seq_id": owner_pointers,
             "logits": outputs,
         }.items():
-            setattr(batch, name, ctypes.cast(array.ctypes.data, dict(batch._fields_)[name]))
+            setattr(batch, name, ctypes.cast(array.ctypes.data, self._fields[name]))
         batch.n_tokens = count
         status = self._llama.llama_decode(self._context, batch)
         if status == 1:

@@ -156,6 +156,8 @@ class LlamaCache:
     def __init__(self, chain: Chain, shape: CacheShape, flash: bool):
         self._chain, self._shape, self._flash = chain, shape, flash
         self._lives = [0] * shape.layers
+        self._held: list[LayerKv] = []  # what was read last, while it is still what the cache holds
+        self._upcoming = 0
         self.block = chain.n_batch
 
     def append(
@@ -163,6 +165,7 @@ class LlamaCache:
     ) -> tuple[np.ndarray, list[Tensor]]:
         """Append tokens as :class:`pipeline.engines.cache.Cache` says."""
         self._lives = [live + len(ids) for live in self._lives]
+        self._held, self._upcoming = [], position + len(ids)
         queries: list[Tensor] = []
         takers = {}
         if watch.queries:
@@ -177,15 +180,24 @@ class LlamaCache:
 
     def read(self) -> list[LayerKv]:
         """Return a copy of every layer."""
-        return [layer for part in range(len(self._chain.layers)) for layer in layers_of(self._chain, part, self._shape)]
+        parts = range(len(self._chain.layers))
+        self._held = [layer for part in parts for layer in layers_of(self._chain, part, self._shape)]
+        return self._held
 
     def write(self, layers: Sequence[LayerKv], position: int) -> None:
         """Replace the contents. Entries are labelled up to ``position``, so that every one is seen from there on."""
         for context, part in zip(self._chain.contexts, self._chain.layers, strict=True):
+            if position == self._upcoming and self._holds(layers, part):
+                continue
             stored = [layers[layer].stored for layer in part]
             labels = np.arange(position - stored[0].entries, position, dtype=np.int32)
             context.restore(state.build(stored, labels, transposed=not self._flash))
         self._lives = [layer.entries for layer in layers]
+        self._held, self._upcoming = [], position
+
+    def _holds(self, layers: Sequence[LayerKv], part: range) -> bool:
+        """Tell whether a part's layers are those that were read and that nothing has changed since."""
+        return bool(self._held) and all(layers[layer] is self._held[layer] for layer in part)
 
     def kv_bytes(self) -> int:
         """Return the measured bytes of all keys and values."""

@@ -65,6 +65,11 @@ class Store:
         self._values[:, first : self.entries] = values
         return self._keys[:, : self.entries], self._values[:, : self.entries]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the entries."""
+        return self._keys[:, : self.entries].nbytes + self._values[:, : self.entries].nbytes
+
     def read(self) -> TorchLayer:
         """Return a copy of the entries."""
         return TorchLayer(self._keys[:, : self.entries].clone(), self._values[:, : self.entries].clone())

@@ -98,6 +98,10 @@ class TorchCache:
         for store, layer in zip(self._stores, layers, strict=True):
             store.write(layer)
 
+    def kv_bytes(self) -> int:
+        """Return the measured bytes of all keys and values."""
+        return sum(store.nbytes for store in self._stores)
+
     def close(self) -> None:
         """Free the memory."""
         self._stores = []

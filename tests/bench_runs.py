@@ -1,0 +1,48 @@
+"""Settings of a benchmark that takes seconds, and the dialogues that it reads."""
+
+from __future__ import annotations
+
+from pipeline.config import Params
+
+SETTINGS = {
+    "encodings": ("Q4_0",),
+    "policies": (
+        "full",
+        "recent_only",
+        "streaming_llm",
+        "snapkv",
+        "h2o",
+        "pyramidkv",
+        "gemfilter",
+        "fastkv",
+        "kv_q8_0",
+        "kv_q4_0",
+    ),
+    "depths": (96, 320),
+    "budgets": (64,),
+    "slack": 8,
+    "decode_tokens": 8,
+    "warmup_tokens": 2,
+    "repetitions": 2,
+    "scored_tokens": 60,
+    "recall_tasks": 1,
+}
+
+
+def chats(count: int) -> list[dict]:
+    """Return short dialogues."""
+    return [
+        {
+            "id": str(i),
+            "messages": [
+                {"role": "user", "content": f"我咳嗽{i}天了，还流清涕，应该怎么办？"},
+                {"role": "assistant", "content": f"多喝温水，注意休息，每天睡够{i % 9}小时。"},
+            ],
+        }
+        for i in range(count)
+    ]
+
+
+def with_bench(params: Params, **changes) -> Params:
+    """Return params of a small benchmark."""
+    return params.model_copy(update={"bench": params.bench.model_copy(update=SETTINGS | changes)})
