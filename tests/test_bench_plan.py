@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pipeline import bench, prompts
@@ -12,6 +14,7 @@ from pipeline.kv.precision import CacheShape
 from pipeline.tasks import text
 
 from .bench_runs import chats, with_bench
+from .conftest import ROOT
 
 pytest_plugins = ["tests.gguf_models", "tests.bench_inputs"]
 
@@ -85,6 +88,16 @@ def test_full_kv_leads_wherever_it_is_listed(workplace, params):
     ]
     assert [case.flash_settings for case in found.cases] == [(False, True), (False,), (False,), (True,)]
     assert found.trials == 2 * 2 * 5 + 3 * 4  # documents and depths by settings, questions by cases
+
+
+def test_the_policy_that_the_readme_adds_is_sound(workplace, params):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    recipe = re.search(r"`recipes/kv/(\w+)\.yaml`:\n\n```yaml\n(.*?)```", readme, re.DOTALL)
+    name, lines = recipe.groups()
+    assert len(lines.splitlines()) < 10
+    assert not (ROOT / f"recipes/kv/{name}.yaml").exists()
+    (workplace / f"recipes/kv/{name}.yaml").write_text(lines, encoding="utf-8")
+    assert [case.name for case in planned(params, policies=("full", name)).cases] == ["full", name]
 
 
 def test_no_tasks_mean_no_recall(workplace, params):
