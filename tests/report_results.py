@@ -18,6 +18,13 @@ COSTS = {  # encoding: family, bytes, bits a weight, KLD, same top
     "W4A16": ("compressed", 6_800_000, 6.6, 0.048, 0.861),
     "W4A8": ("compressed", 6_800_000, 6.6, 0.055, 0.851),
 }
+MACHINE = {
+    "cpu": "Example CPU @ 2.60GHz",
+    "cores": 4,
+    "threads": 2,
+    "llama_cpp_python": "0.0.0",
+    "flags": "CPU : AVX2 = 1 | FMA = 1",
+}
 POLICIES = {  # policy: entries at depth 1000, bytes an entry, perplexity, KLD, milliseconds a token
     "full": (1.0, 4096, 31.10, 0.0, 4.10),
     "recent_only": (0.25, 4096, 55.90, 0.61, 3.21),
@@ -181,13 +188,7 @@ def bench(name: str, params: Params) -> dict:
     """Return eval/bench/<name>.json."""
     return {
         "encoding": name,
-        "machine": {
-            "cpu": "Example CPU @ 2.60GHz",
-            "cores": 4,
-            "threads": 2,
-            "llama_cpp_python": "0.0.0",
-            "flags": "CPU : AVX2 = 1 | FMA = 1",
-        },
+        "machine": MACHINE,
         "settings": {"slack": 32, "documents": "test dialogues joined"},
         "rows": [
             row(policy, depth) | ({"recall": recall(policy)} if depth == max(params.bench.depths) else {})
@@ -237,4 +238,28 @@ def row(policy: str, depth: int) -> dict:
             "tokens_per_second": measure(1000 / slower, stderr=3.0),
             "ratio_to_full": measure(4.10 / milliseconds),
         },
+    }
+
+
+def speed() -> dict:
+    """Return eval/bench/speed.json."""
+
+    def decoded(policy: str, milliseconds: float, ratio: float) -> dict:
+        return {
+            "figure": "decode",
+            "encoding": "Q4_0",
+            "policy": policy,
+            "depth": 8192,
+            "flash_attention": "off",
+            "tpot_ms_median": measure(milliseconds, n=165, unit="ms", better="lower"),
+            "ratio_to_full": measure(ratio, unit="x full KV", better="higher"),
+            "kv_bytes": measure(58_720_256, unit="bytes"),
+        }
+
+    slow = {"what": "step of h2o_online", "value": measure(19.5, unit="%"), "bound": 12.0, "holds": False}
+    return {
+        "model": {"Q4_0": "Shape-random-Q4_0.gguf"},
+        "machine": MACHINE,
+        "rows": [decoded("full", 98.0, 1.0), decoded("snapkv", 29.5, 3.32)],
+        "bounds": [slow],
     }

@@ -180,7 +180,7 @@ def test_each_head_keeps_its_own_entries(model, shape, ids, kind, flash):
     for layer, keep in zip(state.parse(data, shape), random_keep(shape, 23), strict=True):
         keep[0] = keep[0][::-1]  # the order is the caller's
         gathered = layer.gather(keep)
-        assert (gathered.entries, gathered.transposed) == (23, False)
+        assert (gathered.entries, gathered.transposed) == (23, layer.transposed)
         for whole, found in (
             (layer.keys_f32(), gathered.keys_f32()),
             (layer.values_f32(), gathered.values_f32()),

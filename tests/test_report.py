@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from pipeline import report
+from pipeline import io, report
 from pipeline.config import Params
 from pipeline.reporting import page, text
 from tests.conftest import ROOT
 from tests.report_pages import Page, bend, workspace
+from tests.report_results import speed
 
 GOLDEN = Path(__file__).parent / "golden" / "report.md"
 HOSTILE = "\u202e<script>alert(1)</script>|a|`b`\x00![x](https://evil.example/x.png)\n# h\nwww.evil.example\ud800"
@@ -120,6 +121,18 @@ def test_speed_is_claimed_only_where_it_was_measured(results):
     assert speed["W4A16"] == "– simulated on CPU"
     assert speed["Q8_0"] == "– not benched"
     assert speed["Q4_K_M"].startswith("286.5")  # at the smallest depth
+
+
+def test_the_speed_benchmark_is_shown_where_it_was_run(results):
+    report.main(results)
+    assert "real model" not in Path("eval/report.md").read_text(encoding="utf-8")
+    io.write_json("eval/bench/speed.json", speed())
+    report.main(results)
+    markdown, html = (Path(f"eval/report.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
+    line = next(line for line in markdown.splitlines() if "8,192" in line and "snapkv" in line)
+    assert re.findall(r"[^| ]+", line) == ["Q4_0", "8,192", "snapkv", "off", "58.7", "29.5", "3.32"]
+    assert re.search(r"step of h2o_online \| +19\.500 \| +12\.00 \| +no", markdown)
+    assert "Shape-random-Q4_0.gguf" in html
 
 
 def test_an_answer_of_white_space_is_named_not_shown(results):

@@ -61,17 +61,22 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
         shape, longest = library.cache_shape(model), library.context_length(model)
     found = list(_misfits(bench, recipes, shape, longest))
     documents: dict[int, list[Document]] = {}
+    asked: dict[str, list[RecallTask]] = {}
     words = prompts.load_tokenizer(tokenizer)
     try:
-        documents = {depth: _documents(bench, depth, words, dialogues) for depth in bench.depths}
+        documents = _documents(bench, words, dialogues)
     except UserError as error:
         found += error.problems
+    try:
+        asked = _recall(bench, words, seed)
+    except UserError as error:
+        found += error.problems
+    if all(recipe.policy(None, 0, shape.layers) != FULL for recipe in recipes.values() if not recipe.budgeted):
+        found.append("bench.policies: full KV is missing, and all others are measured beside it; add 'full'")
     if found:
         raise UserError(*found)
     cases = [case for name, recipe in recipes.items() for case in _cases(name, recipe, bench, shape)]
-    if all(case.policy != FULL for case in cases):
-        raise UserError("bench.policies: full KV is missing, and all others are measured beside it; add 'full'")
-    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents, _recall(bench, words, seed))
+    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents, asked)
 
 
 def continuation(bench: Bench) -> int:
@@ -102,10 +107,13 @@ def _cases(name: str, recipe: kv.PolicyRecipe, bench: Bench, shape: CacheShape) 
         yield Case(name, recipe.composition, budget, recipe.policy(budget, bench.slack, shape.layers))
 
 
-def _documents(bench: Bench, depth: int, words: PreTrainedTokenizerBase, dialogues: Path) -> list[Document]:
+def _documents(bench: Bench, words: PreTrainedTokenizerBase, dialogues: Path) -> dict[int, list[Document]]:
     messages = [dialogue["messages"] for dialogue in io.read_jsonl(dialogues)]
-    found = text.documents(words, messages, depth + continuation(bench), bench.repetitions)
-    return [Document(ids[:depth], ids[depth:]) for ids in found]
+    made = {}
+    for depth in bench.depths:
+        found = text.documents(words, messages, depth + continuation(bench), bench.repetitions)
+        made[depth] = [Document(ids[:depth], ids[depth:]) for ids in found]
+    return made
 
 
 def _recall(bench: Bench, words: PreTrainedTokenizerBase, seed: int) -> dict[str, list[RecallTask]]:

@@ -102,7 +102,10 @@ def enter(
         return logits, stream.peaks, seconds, 0.0
     snapshot, seconds = prompts.prefilled(policy)
     _, compress = _timed(stream.take, snapshot)
-    return snapshot.logits[None], snapshot.lives, seconds, compress
+    held = [snapshot.lives]
+    if policy.narrowing:
+        held.append(policy.narrowing.first_reading(len(snapshot.lives), len(ids), policy.budget))
+    return snapshot.logits[None], max(held, key=sum), seconds, compress
 
 
 def kv_bytes(engine: KvEngine, precision: Precision, entries: Sequence[int]) -> int:

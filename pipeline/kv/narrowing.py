@@ -102,6 +102,13 @@ class Narrowing:
             tokens = going_on.get(layer, tokens)
         return sizes
 
+    def first_reading(self, layers: int, tokens: int, budget: int) -> list[int]:
+        """Return how many entries each layer holds when the first stop is reached, of a prompt that is read again."""
+        stops = self.stops(layers, tokens, budget)
+        if self.scope == "hidden" or not stops:
+            return self.sizes(layers, tokens, budget)
+        return [tokens if layer <= stops[0][0] else 0 for layer in range(layers)]
+
     def recent(self, tokens: int) -> int:
         """Return how many of the newest tokens of a prompt of ``tokens`` always go on."""
         share = self.segments.recent

@@ -18,6 +18,7 @@ from pipeline.reporting import records
 
 CHAT = Path("data/chat/summary.json")
 EVAL = Path("eval")
+SPEED = EVAL / "bench/speed.json"
 CURVES = ("loss", "eval_loss")
 REFERENCES = ("base", "merged")
 AGAIN = "run `dvc repro {stage}`"
@@ -39,6 +40,7 @@ class Results:
     quality: dict[str, records.Quality]
     bench: dict[str, records.Bench]
     timings: dict[str, records.StageTiming]
+    speed: records.Speed | None  # measured by hand, with `make speed`
 
 
 @dataclass
@@ -105,6 +107,7 @@ def load(params: Params) -> Results:
             timing: reader.record(EVAL / f"timings/{timing}.json", records.StageTiming, stage)
             for timing, stage in stages(params)
         },
+        speed=reader.record(SPEED, records.Speed, "speed") if SPEED.is_file() else None,
     )
     if problems := reader.problems or list(_incomplete(results)):
         raise UserError(*problems)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from pipeline.reporting import answers, figures, provenance, tables, text, verdict
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import FULL, Bench, Measure
+from pipeline.reporting.records import FULL, Bench, Measure, Speed
 from pipeline.reporting.table import Table, interval, percent, plain
 from pipeline.reporting.verdict import MEGABYTE
 
@@ -62,6 +62,7 @@ def context(results: Results) -> dict[str, Any]:
         "scoreboard": tables.scoreboard(results, [choice.name for choice in choices[:-1]]),
         "cost": cost_figures(results),
         "bench": bench_tables(results),
+        "speed": speed_tables(results.speed),
         "compositions": tables.compositions(results),
         "benched": benched,
         "kv": kv_figures(results),
@@ -80,6 +81,14 @@ def context(results: Results) -> dict[str, Any]:
         "machine": results.bench[benched].machine,
         "benchmark": provenance.machine(results.bench[benched]),
     }
+
+
+def speed_tables(speed: Speed | None) -> dict[str, Any] | None:
+    """Return what the speed benchmark says, where it was run."""
+    if speed is None:
+        return None
+    files, machine = ", ".join(speed.model.values()), speed.machine.words
+    return {"files": files, "machine": machine, "rows": tables.speed(speed), "bounds": tables.bounds(speed)}
 
 
 def bench_tables(results: Results) -> list[tuple[str, Bench, list[tuple[int, Table, Table | None]]]]:

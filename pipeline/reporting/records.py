@@ -258,6 +258,37 @@ def _mean(shares: list[float]) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
+class SpeedRow(Record):
+    """One policy in one figure of the speed benchmark."""
+
+    figure: str
+    encoding: str
+    policy: str
+    depth: int
+    flash_attention: str
+    tpot_ms_median: Measured | None = None
+    ratio_to_full: Measured | None = None
+    kv_bytes: Measured | None = None
+
+
+class Bound(Record):
+    """What a figure was expected to be at most, or at least where that is better."""
+
+    what: str
+    value: Measured
+    bound: float
+    holds: bool
+
+
+class Speed(Record):
+    """eval/bench/speed.json: speed alone, on a model of a real one's shape with random weights."""
+
+    model: dict[str, str]
+    machine: Machine
+    rows: list[SpeedRow]
+    bounds: list[Bound]
+
+
 class StageTiming(Record):
     """eval/timings/<stage>.json."""
 

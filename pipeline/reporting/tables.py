@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pipeline.reporting import verdict
 from pipeline.reporting.load import REFERENCES, Results
-from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow
+from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow, Speed
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, plain, text, words
 from pipeline.reporting.verdict import MEGABYTE
 
@@ -130,6 +130,31 @@ def compositions(results: Results) -> Table:
     rows = {row.policy: row for bench in results.bench.values() for row in bench.rows}
     columns = [words("Policy", lambda row: text(row.policy)), words("Composition", lambda row: text(row.composition))]
     return build(columns, rows.values())
+
+
+def speed(measured_speed: Speed) -> Table:
+    """Return decoding speed at a real model's shape: every policy at every depth and encoding."""
+    columns = [
+        words("Encoding", lambda row: text(row.encoding)),
+        Column("Depth", lambda row: number(row.depth, 0), "prompt tokens"),
+        words("Policy", lambda row: text(row.policy)),
+        words("FA", lambda row: text(row.flash_attention), "flash attention while decoding"),
+        Column("KV, MB", lambda row: measured(row.kv_bytes, 1, 1 / MEGABYTE), "KV cache while decoding", "lower"),
+        Column("TPOT, ms", lambda row: measured(row.tpot_ms_median, 1), "time per output token, median", "lower"),
+        Column("× full", lambda row: measured(row.ratio_to_full, 2), "speed beside the best full KV", "higher"),
+    ]
+    return build(columns, [row for row in measured_speed.rows if row.figure == "decode"])
+
+
+def bounds(measured_speed: Speed) -> Table:
+    """Return what was expected of the policies' costs, and what was measured."""
+    columns = [
+        words("Expected", lambda bound: text(bound.what)),
+        Column("Measured", lambda bound: measured(bound.value, 3)),
+        Column("Bound", lambda bound: number(bound.bound, 2)),
+        words("Holds", lambda bound: text("yes" if bound.holds else "no")),
+    ]
+    return build(columns, measured_speed.bounds)
 
 
 def _kv(row: BenchRow) -> Cell:

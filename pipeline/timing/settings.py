@@ -10,10 +10,7 @@ class Settings:
     """What is timed. Prefill at the greatest depth takes most of the time, so it is timed once: n is 1."""
 
     model: str = "Qwen3-0.6B-random"
-    encodings: tuple[str, ...] = (
-        "Q4_0",
-        "Q4_K_M",
-    )  # the first has all figures, others decode at the greatest depth
+    encodings: tuple[str, ...] = ("Q4_0", "Q4_K_M")  # the first: all figures; others: decoding at the greatest depth
     depths: tuple[int, ...] = (4096, 8192)  # of decoding; prefill also at a quarter and a half of the greatest
     budget: int = 512
     slack: int = 32

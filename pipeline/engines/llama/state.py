@@ -52,7 +52,7 @@ class LayerState:
         return codec.decode_heads(self.v_kind, self.values.swapaxes(0, 1), "v")
 
     def gather(self, keep: np.ndarray) -> LayerState:
-        """Return the entries ``keep``, int64 [KV heads, m], each head its own in their order, with values in rows.
+        """Return the entries ``keep``, int64 [KV heads, m], each head its own in their order; values keep their layout.
 
         Raises IndexError for an entry that does not exist.
         """
@@ -60,10 +60,8 @@ class LayerState:
         if not self.transposed:
             return replace(self, keys=keys, values=_gathered(self.values, keep))
         elements = _elements(self)
-        rows = np.empty((keep.shape[1], *elements.shape[:2]), elements.dtype)
-        for head, kept in enumerate(keep):
-            rows[:, head] = elements[head].take(kept, axis=1).T
-        return replace(self, keys=keys, values=rows.view(np.uint8))
+        kept = np.stack([elements[head].take(own, axis=1) for head, own in enumerate(keep)])
+        return replace(self, keys=keys, values=kept.view(np.uint8).reshape(*kept.shape, kept.itemsize))
 
     def with_keys(self, keys: np.ndarray) -> LayerState:
         """Return the layer with other keys, float32 [KV heads, m, head length], encoded like its own."""
