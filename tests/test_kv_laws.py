@@ -11,6 +11,7 @@ import torch
 from pipeline import recipes
 from pipeline.engines.prompt import prefilled
 from pipeline.engines.snapshot import evict
+from pipeline.engines.stream import Stream, room
 from pipeline.engines.torch.kv import TorchKvEngine
 from pipeline.kv import recipe
 from pipeline.kv.allocators import Uniform
@@ -126,3 +127,13 @@ def test_chance_draws_the_same_for_the_same_seed():
     assert first == again
     assert first != other
     assert first[0] != first[1]
+
+
+def test_streams_that_go_on_from_one_prompt_leave_it_alone():
+    engine, ids, policy = TorchKvEngine(qwen3()), random_ids(80), ample("h2o", 80)
+    prompt = prefilled(engine, ids[:60], policy)
+    before = [memory.value().clone() for memory in prompt.memories]
+    stream = Stream(engine, engine.cache(room(engine, policy, 60, 80)), policy)
+    stream.take(prompt)
+    stream.feed(ids[60:])
+    assert all(torch.equal(memory.value(), sums) for memory, sums in zip(prompt.memories, before, strict=True))

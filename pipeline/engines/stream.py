@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -69,7 +71,7 @@ class Stream:
             prompt = evict(prompt, policy.prefill, policy.budget, policy.positions, self._rope)
         if policy.decode:
             prompt = evict(prompt, policy.decode, policy.budget, policy.positions, self._rope)
-        self._write(prompt)
+        self._write(replace(prompt, memories=copy.deepcopy(list(prompt.memories))))  # others may go on from it too
         wanted = self._window()
         self._queries = [queries.last(wanted) for queries in self._queries] if wanted else []
 
