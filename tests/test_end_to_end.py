@@ -23,7 +23,16 @@ SMALLEST = {
         "verify_dialogues": 4,
     },
     "evaluate": {"dialogues": 6, "max_new_tokens": 8, "samples": 2},
-    "bench": {"depths": [128], "budgets": [64], "decode_tokens": 8, "warmup_tokens": 2, "repetitions": 1, "slack": 8},
+    "bench": {
+        "depths": [160],
+        "budgets": [64],
+        "decode_tokens": 8,
+        "warmup_tokens": 2,
+        "repetitions": 1,
+        "scored_tokens": 16,
+        "recall_tasks": 1,
+        "slack": 8,
+    },
 }
 
 
