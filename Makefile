@@ -1,6 +1,6 @@
 # make         create the environment, run the pipeline, name the report
 # make test    the tests and the linter
-# make speed   time KV-cache policies at Qwen3-0.6B's shape, with random weights (about half an hour)
+# make speed   time KV-cache policies at Qwen3-0.6B's shape, with random weights
 # make env     the environment alone, in .venv
 # make clean   remove the environment and what the pipeline made
 

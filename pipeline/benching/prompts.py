@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
+from pipeline.benching.stopwatch import timed
 from pipeline.engines import prompt
 from pipeline.engines.cache import KvEngine
 from pipeline.engines.snapshot import Snapshot
@@ -27,9 +27,7 @@ class Prompts:
         """Return the prompt as a policy's cuts want to see it, and the seconds that its prefill took."""
         key = (policy.precision, policy.running, policy.narrowing)
         if key not in self._made:
-            started = time.perf_counter()
-            snapshot = self._prefill(policy)
-            self._made[key] = snapshot, time.perf_counter() - started
+            self._made[key] = timed(self._prefill, policy)
         return self._made[key]
 
     def _prefill(self, policy: Policy) -> Snapshot:

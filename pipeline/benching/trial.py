@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.benching.prompts import Prompts
+from pipeline.benching.stopwatch import timed
 from pipeline.benching.work import Work
 from pipeline.engines.cache import KvEngine
 from pipeline.engines.stream import Stream, room
@@ -68,7 +67,7 @@ def run(
         )
         scores, seconds, before = [first], [], stream.attended
         for token in document.continuation[: pace.warmup + pace.timed]:
-            logits, elapsed = _timed(stream.feed, [token])
+            logits, elapsed = timed(stream.feed, [token])
             scores.append(logits)
             seconds.append(elapsed)
         decoded = (stream.attended - before) / len(seconds)
@@ -98,10 +97,10 @@ def enter(
 ) -> tuple[np.ndarray, list[int], float, float]:
     """Bring a prompt in; return logits [1, vocabulary], each layer's most entries meanwhile, and two times."""
     if policy.online:
-        logits, seconds = _timed(stream.feed, ids)
+        logits, seconds = timed(stream.feed, ids)
         return logits, stream.peaks, seconds, 0.0
     snapshot, seconds = prompts.prefilled(policy)
-    _, compress = _timed(stream.take, snapshot)
+    _, compress = timed(stream.take, snapshot)
     held = [snapshot.lives]
     if policy.narrowing:
         held.append(policy.narrowing.first_reading(len(snapshot.lives), len(ids), policy.budget))
@@ -111,9 +110,3 @@ def enter(
 def kv_bytes(engine: KvEngine, precision: Precision, entries: Sequence[int]) -> int:
     """Return the accounted bytes of layers with so many entries each."""
     return sum(precision.kv_bytes(engine.shape, live) for live in entries) // engine.shape.layers
-
-
-def _timed(action: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    started = time.perf_counter()
-    result = action(*arguments)
-    return result, time.perf_counter() - started

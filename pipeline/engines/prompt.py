@@ -47,7 +47,8 @@ def whole(
             new = torch.arange(fed - watched, fed)
             found = [Queries(vector, new, new) for vector in vectors]
             seen = [old.joined(query) for old, query in zip(seen, found, strict=True)] if seen else found
-        return _snapshot(engine, cache.read(), torch.arange(len(ids)), seen, memories, len(ids), logits[-1].copy())
+        places = [torch.arange(len(ids)).expand(engine.shape.kv_heads, -1)] * layers
+        return Snapshot(cache.read(), places, places, seen, memories, len(ids), len(ids), logits[-1].copy())
     finally:
         cache.close()
 
@@ -115,16 +116,3 @@ def _evidence(
     newest = places[-vectors[-1].shape[1] :] if vectors else None
     queries = Queries(vectors[-1], newest, newest) if vectors else None
     return Evidence(layer, tokens, entries, entries, kv.keys, engine.rope, queries)
-
-
-def _snapshot(
-    engine: KvEngine,
-    layers: Sequence[LayerKv],
-    places: Tensor,
-    queries: Sequence[Queries],
-    memories: Sequence,
-    seen: int,
-    logits: np.ndarray,
-) -> Snapshot:
-    entries = [places.expand(engine.shape.kv_heads, -1)] * len(layers)
-    return Snapshot(layers, entries, entries, queries, memories, seen, seen, logits)

@@ -22,17 +22,21 @@ class Allocator(Protocol):
         """Return for each layer the entries that stay, of those that live."""
 
 
+class Fixed:
+    """Sizes that cuts return to: a layer's limit is its target."""
+
+    def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
+        """Return the limits, or what lives."""
+        return [min(size, live) for size, live in zip(self.limits(budget, len(lives)), lives, strict=True)]
+
+
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Fixed):
     """The budget for every layer."""
 
     def limits(self, budget: int, layers: int) -> list[int]:
         """Return the budget for each layer."""
         return [budget] * layers
-
-    def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
-        """Return the budget, or what lives."""
-        return [min(budget, live) for live in lives]
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class ArithmeticPyramid:
 
 
 @dataclass(frozen=True)
-class Decay:
+class Decay(Fixed):
     """Budgets that fall by a factor from layer to layer, down to ``least``: seed profile "exponential".
 
     The first layer's size is the largest whose layers are the budget on average.
@@ -106,13 +110,9 @@ class Decay:
 
         return _fitted(sizes, budget * layers)
 
-    def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
-        """Return the profile, or what lives."""
-        return [min(size, live) for size, live in zip(self.limits(budget, len(lives)), lives, strict=True)]
-
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Fixed):
     """Budgets that change linearly from the first layer to the last, ``last`` times the budget: a mean of the budget.
 
     Below 1 the first layers hold more, as in a pyramid; above 1 the last ones, as in Scissorhands.
@@ -125,10 +125,6 @@ class Linear:
         first = 2 - self.last
         slope = (self.last - first) / max(1, layers - 1)
         return [int(budget * (first + layer * slope)) for layer in range(layers)]
-
-    def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
-        """Return the profile, or what lives."""
-        return [min(size, live) for size, live in zip(self.limits(budget, len(lives)), lives, strict=True)]
 
 
 @dataclass(frozen=True)

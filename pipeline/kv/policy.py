@@ -69,7 +69,7 @@ class Policy:
 
     def _course(self, layers: int, prompt: int, tokens: int) -> Iterator[list[int]]:
         """Yield the layers' numbers of entries before and after every cut, until they repeat or the tokens end."""
-        lives, left = ([0] * layers, tokens) if self.online else (self._after(layers, prompt)[-1], tokens - prompt)
+        lives, left = ([0] * layers, tokens) if self.online else (self._after(layers, prompt), tokens - prompt)
         yield lives
         known = set()
         while left and tuple(lives) not in known:
@@ -82,12 +82,12 @@ class Policy:
                 lives = self.decode.targets(self.budget, lives)
                 yield lives
 
-    def _after(self, layers: int, prompt: int) -> list[list[int]]:
-        """Return the layers' numbers of entries after each step that a whole prompt takes."""
-        steps = [self.narrowing.sizes(layers, prompt, self.budget) if self.narrowing else [prompt] * layers]
+    def _after(self, layers: int, prompt: int) -> list[int]:
+        """Return the layers' numbers of entries once a whole prompt is in and cut."""
+        lives = self.narrowing.sizes(layers, prompt, self.budget) if self.narrowing else [prompt] * layers
         for cut in self.cuts:
-            steps.append(cut.targets(self.budget, steps[-1]))
-        return steps
+            lives = cut.targets(self.budget, lives)
+        return lives
 
 
 FULL = Policy()

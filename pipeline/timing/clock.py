@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.benching.stopwatch import timed
 from pipeline.engines.cache import Cache, KvEngine, LayerKv, Pieces, Room, Watch
 from pipeline.kv.precision import CacheShape, Precision
 from pipeline.kv.rope import Rope
@@ -78,10 +78,3 @@ class TimedEngine:
     def pieces(self, bounds: Sequence[int], precision: Precision, tokens: int) -> Pieces:
         """Return the model in pieces, without a clock."""
         return self.engine.pieces(bounds, precision, tokens)
-
-
-def timed(action: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """Return what an action returns, and its seconds on the wall."""
-    started = time.perf_counter()
-    found = action(*arguments)
-    return found, time.perf_counter() - started

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.benching.stopwatch import timed
 from pipeline.engines.llama import codec
 from pipeline.engines.llama.kv import Flash, LlamaKvEngine, LlamaLayer
 from pipeline.engines.llama.state import LayerState
@@ -25,7 +26,7 @@ from pipeline.kv import recipe
 from pipeline.kv.policy import Policy
 from pipeline.kv.precision import F16, Precision
 from pipeline.kv.running import Running
-from pipeline.timing.clock import TimedCache, TimedEngine, timed
+from pipeline.timing.clock import TimedCache, TimedEngine
 from pipeline.timing.settings import Settings
 
 RESIDENT = Path("/proc/self/statm")
@@ -47,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Engines:
-    """One model twice: flash attention throughout, and nowhere."""
+    """One model under two settings: flash attention throughout, and nowhere."""
 
     on: LlamaKvEngine
     off: LlamaKvEngine
@@ -60,11 +61,8 @@ class Engines:
 @contextmanager
 def loaded(path: Path, threads: int) -> Iterator[Engines]:
     """Yield the engines of a GGUF file, and free them in the end."""
-    with (
-        LlamaKvEngine(path, threads, Flash(prefill=True, decode=True)) as on,
-        LlamaKvEngine(path, threads, Flash(prefill=False, decode=False)) as off,
-    ):
-        yield Engines(on, off)
+    with LlamaKvEngine(path, threads, Flash(prefill=True, decode=True)) as on:
+        yield Engines(on, on.with_flash(Flash(prefill=False, decode=False)))
 
 
 @dataclass(frozen=True)
