@@ -29,9 +29,7 @@ SCORED = ("h2o_online", "tova_online", "scissorhands", "treekv")
 NARROWED = {"fastkv": 0.65, "gemfilter": 0.75}  # most of full KV's prefill time
 ONLINE = ("streaming_llm", "h2o_online", "tova_online")
 ONLINE_MOST = 0.45
-PROMPT_SLACK = (
-    255  # prompts are fed in blocks of one more: in blocks of 33 a token took 1.6 times as long as in blocks of 512
-)
+PROMPT_SLACK = 255  # prompts are fed in blocks of one more: in small ones a token takes 1.6 times as long
 COMPRESSION_MOST = 0.02  # of the prefill's time
 STEP_MOST = 12.0  # percent above a step without scores
 NARROWED_BUDGET = 0.1  # of the prompt
