@@ -70,6 +70,9 @@ def test_what_is_read_can_be_written_elsewhere_layers_of_unequal_length(model):
     moved = layers[0].with_keys(layers[0].keys() + 1)
     assert torch.equal(moved.keys(), layers[0].keys() + 1)
     assert torch.equal(moved.values, layers[0].values)
+    older, newer = (layers[0].gather(torch.arange(*ends).expand(kv_heads(model), -1)) for ends in ((0, 5), (5, 20)))
+    assert torch.equal(older.joined(newer).stored, layers[0].stored)
+    assert torch.equal(older.joined(newer).values, layers[0].values)
 
 
 @BOTH

@@ -133,6 +133,28 @@ def test_values_turn_over_and_back_bit_for_bit(model, shape, ids, kind, flash):
     assert state.build(layers, positions, not flash).tobytes() == data.tobytes()
 
 
+@pytest.mark.parametrize("newer_flash", [True, False])
+@pytest.mark.parametrize("flash", [True, False])
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_entries_are_joined_bit_for_bit_whatever_their_layouts(model, shape, ids, kind, flash, newer_flash):
+    data = prefilled(model, ids, kind, flash)
+    older, newer = (np.arange(*ends)[None].repeat(shape.kv_heads, 0) for ends in ((0, 13), (13, TOKENS)))
+    positions = state.positions(data)
+    layers = state.parse(data, shape)
+    turned = state.parse(state.build(layers, positions, not newer_flash), shape)
+    joined = [one.gather(older).joined(other.gather(newer)) for one, other in zip(layers, turned, strict=True)]
+    assert state.build(joined, positions, not flash).tobytes() == data.tobytes()
+    nothing = layers[0].gather(older[:, :0])
+    assert nothing.joined(layers[0]) is layers[0]
+    assert layers[0].joined(nothing) is layers[0]
+
+
+def test_entries_of_other_types_are_not_joined(model, shape, ids):
+    f16, f32 = (state.parse(prefilled(model, ids, kind, True), shape)[0] for kind in ("f16", "f32"))
+    with pytest.raises(ValueError, match="entries in f32/f32 cannot stand behind ones in f16/f16"):
+        f16.joined(f32)
+
+
 # Flash attention rounds more: from the same f32 cache its logits are up to 2e-3 from those without it.
 @pytest.mark.parametrize("flash", [True, False])
 @pytest.mark.parametrize(("kind", "near"), [("f32", 5e-3), ("f16", 0.05)])

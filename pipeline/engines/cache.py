@@ -30,6 +30,9 @@ class LayerKv(Protocol):
     def with_keys(self, keys: Tensor) -> LayerKv:
         """Return the same values under other keys, float32 [kv_heads, n, head_dim]."""
 
+    def joined(self, newer: LayerKv) -> LayerKv:
+        """Return these entries and those of ``newer`` behind them, all as they are stored."""
+
 
 @dataclass(frozen=True)
 class Watch:

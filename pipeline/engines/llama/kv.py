@@ -149,6 +149,10 @@ class LlamaLayer:
         """Return the same values under other keys."""
         return LlamaLayer(self.stored.with_keys(keys.numpy()))
 
+    def joined(self, newer: LlamaLayer) -> LlamaLayer:
+        """Return these entries and those of ``newer`` behind them."""
+        return LlamaLayer(self.stored.joined(newer.stored))
+
 
 class LlamaCache:
     """One sequence in a chain of contexts; its cells stand in the order of its entries."""

@@ -67,6 +67,24 @@ class LayerState:
         """Return the layer with other keys, float32 [KV heads, m, head length], encoded like its own."""
         return replace(self, keys=codec.encode_heads(self.k_kind, keys.swapaxes(0, 1), "k"))
 
+    def joined(self, newer: LayerState) -> LayerState:
+        """Return these entries and those of ``newer`` behind them, whose values take on this layout.
+
+        Raises ValueError if they are stored in other types.
+        """
+        if not self.entries or not newer.entries:  # an empty cache does not tell its types
+            return self if self.entries else newer
+        if (self.k_kind, self.v_kind) != (newer.k_kind, newer.v_kind):
+            raise ValueError(
+                f"entries in {newer.k_kind}/{newer.v_kind} cannot stand behind ones in {self.k_kind}/{self.v_kind}"
+            )
+        newer_values = newer.values
+        if newer.transposed != self.transposed:
+            arranged = np.ascontiguousarray(_arranged(newer, self.transposed))
+            newer_values = arranged.view(np.uint8).reshape(*arranged.shape[: 3 if self.transposed else 2], -1)
+        values = np.concatenate([self.values, newer_values], axis=2 if self.transposed else 0)
+        return replace(self, keys=np.concatenate([self.keys, newer.keys]), values=values)
+
 
 def _gathered(rows: np.ndarray, keep: np.ndarray) -> np.ndarray:
     n, heads, size = rows.shape

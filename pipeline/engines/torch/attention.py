@@ -47,6 +47,10 @@ class TorchLayer:
         """Return the same values under other keys."""
         return TorchLayer(keys, self.values)
 
+    def joined(self, newer: TorchLayer) -> TorchLayer:
+        """Return these entries and those of ``newer`` behind them."""
+        return TorchLayer(torch.cat([self.stored, newer.stored], 1), torch.cat([self.values, newer.values], 1))
+
 
 class Store:
     """Room for one layer's entries, taken once."""
