@@ -46,6 +46,7 @@ class Plan:
     cases: tuple[Case, ...]
     documents: dict[int, list[Document]]
     recall: dict[str, list[RecallTask]]
+    words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
     def trials(self) -> int:
@@ -76,7 +77,7 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
     if found:
         raise UserError(*found)
     cases = [case for name, recipe in recipes.items() for case in _cases(name, recipe, bench, shape)]
-    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents, asked)
+    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents, asked, words)
 
 
 def continuation(bench: Bench) -> int:

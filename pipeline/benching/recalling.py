@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import enter
 from pipeline.engines.cache import KvEngine
-from pipeline.engines.stream import Stream, room
+from pipeline.engines.greedy import greedy
+from pipeline.engines.opening import opened
+from pipeline.engines.stream import room
 from pipeline.kv.policy import Policy
 from pipeline.tasks.recall import RecallTask
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def answer(engine: KvEngine, policy: Policy, task: RecallTask, prompts: Prompts, read: int) -> list[int]:
+
+def answer(
+    engine: KvEngine,
+    policy: Policy,
+    task: RecallTask,
+    prompts: Prompts,
+    read: int,
+    words: PreTrainedTokenizerBase | None = None,
+) -> list[int]:
     """Return the greedy answer after ``read`` tokens of the prompt were prefilled and cut and the rest was fed.
 
     ``read`` is the whole prompt where the question may vote for what stays, and ends before the question where not.
+    ``words`` is the tokenizer that policies with a summary need.
     """
     ids = list(task.prompt_ids)
     cache = engine.cache(room(engine, policy, read, len(ids) + len(task.answer_ids)))
     try:
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words)
         logits = enter(stream, policy, ids[:read], prompts)[0]
         if read < len(ids):
             logits = stream.feed(ids[read:])
-        given = [int(np.argmax(logits[-1]))]
-        while len(given) < len(task.answer_ids):
-            given.append(int(np.argmax(stream.feed(given[-1:])[-1])))
-        return given
+        return greedy(stream, logits, len(task.answer_ids))
     finally:
         cache.close()
 
@@ -44,13 +53,15 @@ def reads(policy: Policy, task: RecallTask) -> dict[str, int]:
     return {"seen": whole, "unseen": task.question_at} if cuts_at_the_end else {"seen": whole}
 
 
-def asked(engine: KvEngine, policies: Sequence[Policy], task: RecallTask) -> list[dict[str, list[int]]]:
+def asked(
+    engine: KvEngine, policies: Sequence[Policy], task: RecallTask, words: PreTrainedTokenizerBase | None = None
+) -> list[dict[str, list[int]]]:
     """Return for each policy its answers to one task, by whether the question was seen when the cache was cut."""
     shared = {
         read: Prompts(engine, list(task.prompt_ids[:read]), policies)
         for read in (len(task.prompt_ids), task.question_at)
     }
     return [
-        {name: answer(engine, policy, task, shared[read], read) for name, read in reads(policy, task).items()}
+        {name: answer(engine, policy, task, shared[read], read, words) for name, read in reads(policy, task).items()}
         for policy in policies
     ]

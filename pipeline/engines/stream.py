@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from pipeline.kv.evidence import Queries
 from pipeline.kv.policy import Policy
 from pipeline.kv.running import Memory
 from pipeline.kv.signals import window
+
+if TYPE_CHECKING:
+    from pipeline.engines.summary.account import Account
 
 
 class Stream:
@@ -36,12 +40,19 @@ class Stream:
         self._seen = self._upcoming = 0
         self._logits = np.empty(0, np.float32)
         self.peaks = [0] * engine.shape.layers  # most entries of each layer that lived at once
-        self.attended = 0  # entries that tokens saw, all layers and tokens added up
+        self.computed = 0  # tokens that went through the model, again ones included
+        self.attended = 0  # entries that they saw, all layers and tokens added up
+        self.aside = 0  # predictions made besides those of the text
 
     @property
     def lives(self) -> list[int]:
         """Entries of each layer."""
         return [origins.shape[1] + self._since for origins in self._origins]
+
+    @property
+    def account(self) -> Account | None:
+        """What summaries have cost; None where the policy makes none."""
+        return None
 
     @property
     def seen(self) -> int:
@@ -76,7 +87,10 @@ class Stream:
         self._queries = [queries.last(wanted) for queries in self._queries] if wanted else []
 
     def origins(self) -> list[Tensor]:
-        """Return for each layer int64 [kv_heads, n], the tokens that the living entries stem from."""
+        """Return for each layer int64 [kv_heads, n], the tokens that the living entries stem from.
+
+        Entries that stem from none, a summary's, bear negative numbers, so that whatever comes later sees them.
+        """
         return [_extended(old, self._seen, self._since) for old in self._origins]
 
     def snapshot(self) -> Snapshot:
@@ -102,6 +116,7 @@ class Stream:
         wanted[-1] = True
         watch = Watch(self._watched(len(block)), self._observe if self._memories else None)
         count = len(block)
+        self.computed += count
         self.attended += count * sum(self.lives) + len(self._origins) * count * (count + 1) // 2
         scores, queries = self._cache.append(block, self._upcoming, wanted, watch)
         self._seen += count

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from pipeline import recipes
 from pipeline.errors import ConfigError
 from pipeline.kv.precision import KvType, Precision
+from pipeline.kv.rewriting import Rewriting
 from pipeline.schema import Section
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ class Types(Section):
     v: KvType = "f16"
 
 
-class PolicyRecipe(Section):
+class PolicyRecipe(Rewriting):
     """A policy up to its budget, and where it comes from."""
 
     paper: str
@@ -275,7 +276,7 @@ class PolicyRecipe(Section):
             for layer in cut.skip if cut else ():
                 if layer >= layers:
                     yield f"{name}.skip: layer {layer}, but the model's layers are 0 to {layers - 1}"
-            if cut and (short := build.too_small(cut, budget, layers)):
+            if cut and (short := build.too_small(cut, self.room_for_text(budget), layers)):
                 yield f"{name}: {short}"
         if self.narrow and budget <= self.narrow.keep.sinks + int(self.narrow.keep.recent):
             yield f"narrow: a budget of {budget} entries, but sinks and newest tokens need more"

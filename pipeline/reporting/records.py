@@ -205,6 +205,7 @@ class Timing(Record):
     tpot_ms_p95: Measured
     tokens_per_second: Measured
     ratio_to_full: Measured
+    summary: dict[str, Measured] | None = None  # seconds that summaries took, and their share of all
 
 
 class Kept(Record):
@@ -227,6 +228,8 @@ class BenchRow(Record):
     kv_bytes_final: Measured
     quality: Kept
     timing: Timing
+    summary: dict[str, Measured] | None = None  # what summaries took and gave, a document
+    summary_kv_type: str | None = None  # of the cache that they are written in, which comes on top of the row's bytes
     recall: dict[str, dict[str, Measured]] = {}
 
     @property

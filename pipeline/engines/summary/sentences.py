@@ -1,0 +1,75 @@
+"""Sentences of tokenised text, Chinese and Latin, and the choice of those that weigh most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline import prompts
+from pipeline.engines.summary.ledger import Passage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ENDS = tuple("。！？；!?…")
+CLOSING = " \"'”’」』）)】]"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence's tokens and the mean of their weights."""
+
+    ids: tuple[int, ...]
+    weight: float
+
+
+def best(words: PreTrainedTokenizerBase, passages: Sequence[Passage], most: int) -> tuple[int, ...]:
+    """Return the sentences that weigh most, at most ``most`` tokens, in text order.
+
+    Sentences that no longer fit make way for lighter ones; if none fits, the heaviest one's beginning stays. Of equals
+    the newer stays.
+    """
+    found = [sentence for passage in passages for sentence in split(words, passage)]
+    ranks = sorted(range(len(found)), key=lambda index: (found[index].weight, index), reverse=True)
+    chosen, left = [], most
+    for index in ranks:
+        if len(found[index].ids) <= left:
+            chosen.append(index)
+            left -= len(found[index].ids)
+    if not chosen:
+        return found[ranks[0]].ids[:most] if found else ()
+    return tuple(token for index in sorted(chosen) for token in found[index].ids)
+
+
+def split(words: PreTrainedTokenizerBase, passage: Passage) -> Iterator[Sentence]:
+    """Yield a passage's sentences; control tokens, roles and gaps in the text end one and are left out."""
+    controls, start = set(words.get_added_vocab().values()), words.convert_tokens_to_ids(prompts.START_OF_TURN)
+    texts = words.batch_decode([[token] for token in passage.ids])
+    first, role = 0, False
+    for index, token in enumerate(passage.ids):
+        gap = index > 0 and passage.origins[index] != passage.origins[index - 1] + 1
+        if token in controls or gap:
+            yield from _sentence(passage, texts, first, index)
+            first, role = index, token == start
+        if token in controls or role:  # a role ends with its line
+            first, role = index + 1, role and "\n" not in texts[index]
+        elif ends(texts[index], texts[index + 1] if index + 1 < len(texts) else ""):
+            yield from _sentence(passage, texts, first, index + 1)
+            first = index + 1
+    yield from _sentence(passage, texts, first, len(passage))
+
+
+def ends(text: str, following: str) -> bool:
+    """Tell whether a token's text ends a sentence; a full stop within a number or a name does not."""
+    bare = text.rstrip(CLOSING)
+    if bare.endswith("."):
+        return not (following[:1].isascii() and following[:1].isalnum())
+    return "\n" in text or bare.endswith(ENDS)
+
+
+def _sentence(passage: Passage, texts: Sequence[str], first: int, stop: int) -> Iterator[Sentence]:
+    """Yield the tokens [first, stop) if there is something to read in them."""
+    if "".join(texts[first:stop]).strip():
+        weights = passage.weights[first:stop]
+        yield Sentence(passage.ids[first:stop], sum(weights) / len(weights))
