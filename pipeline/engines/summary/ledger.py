@@ -40,8 +40,12 @@ class Ledger:
 
     def settle(self) -> None:
         """Note that what waited is covered now."""
-        self.covered = spans(self.covered, self.waiting.origins)
+        self.cover(self.waiting.origins)
         self.waiting = Passage()
+
+    def cover(self, origins: Sequence[int]) -> None:
+        """Note that these tokens are covered."""
+        self.covered = spans(self.covered, origins)
 
     def size_bytes(self) -> int:
         """Return the bytes of what waits, and of the covered spans' ends."""

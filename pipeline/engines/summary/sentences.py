@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ENDS = tuple("。！？；!?…")
+MOST_BYTES = 4  # of a character
 CLOSING = " \"'”’」』）)】]"
 
 
@@ -45,7 +46,7 @@ def best(words: PreTrainedTokenizerBase, passages: Sequence[Passage], most: int)
 def split(words: PreTrainedTokenizerBase, passage: Passage) -> Iterator[Sentence]:
     """Yield a passage's sentences; control tokens, roles and gaps in the text end one and are left out."""
     controls, start = set(words.get_added_vocab().values()), words.convert_tokens_to_ids(prompts.START_OF_TURN)
-    texts = words.batch_decode([[token] for token in passage.ids])
+    texts = _texts(words, passage.ids)
     first, role = 0, False
     for index, token in enumerate(passage.ids):
         gap = index > 0 and passage.origins[index] != passage.origins[index - 1] + 1
@@ -58,6 +59,19 @@ def split(words: PreTrainedTokenizerBase, passage: Passage) -> Iterator[Sentence
             yield from _sentence(passage, texts, first, index + 1)
             first = index + 1
     yield from _sentence(passage, texts, first, len(passage))
+
+
+def _texts(words: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """Return each token's text; a character of several tokens is its last one's."""
+    texts: list[str] = []
+    pending: list[int] = []
+    for token in ids:
+        pending.append(token)
+        text = words.decode(pending)
+        broken = text.endswith(prompts.UNREADABLE) and len(pending) < MOST_BYTES
+        texts.append("" if broken else text)
+        pending = pending if broken else []
+    return texts
 
 
 def ends(text: str, following: str) -> bool:

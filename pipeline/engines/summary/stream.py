@@ -48,10 +48,11 @@ class SummaryStream(TextStream):
         super()._cut()
 
     def _evicted(self, before: Snapshot, ids: Sequence[int], gone: Tensor) -> None:
-        self.ledger.add(_passage(before, ids, gone.nonzero()[:, 0]))
         if self._writer is None:
-            self.ledger.settle()
-        elif len(self.ledger.waiting) >= self._whole.summary.after:
+            self.ledger.cover(before.origins[0][0][gone].tolist())
+            return
+        self.ledger.add(_passage(before, ids, gone.nonzero()[:, 0]))
+        if len(self.ledger.waiting) >= self._whole.summary.after:
             stop = self._prefix + len(self.summary)
             self._renew(_passage(before, ids, torch.arange(self._prefix, stop)))
         self._account.waiting, self._account.entries = len(self.ledger.waiting), len(self.summary)
