@@ -277,7 +277,7 @@ class PolicyRecipe(Rewriting):
                 if layer >= layers:
                     yield f"{name}.skip: layer {layer}, but the model's layers are 0 to {layers - 1}"
             if cut and (short := build.too_small(cut, self.room_for_text(budget), layers)):
-                yield f"{name}: {short}"
+                yield f"{name}: {short}{self.reserved(budget)}"
         if self.narrow and budget <= self.narrow.keep.sinks + int(self.narrow.keep.recent):
             yield f"narrow: a budget of {budget} entries, but sinks and newest tokens need more"
 

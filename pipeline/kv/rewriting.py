@@ -60,6 +60,10 @@ class Rewriting(Section):
         """Whether entries are computed again, so that they are not those of one pass over the text."""
         return self.rebuild == "reprefill" or bool(self.summary and self.summary.mode != "none")
 
+    def reserved(self, budget: int) -> str:
+        """Say what a summary takes of a budget, as the end of a message."""
+        return f"; the summary takes {self.summary.most(budget)} of {budget}" if self.summary else ""
+
     def room_for_text(self, budget: int) -> int:
         """Return the entries of a budget that a summary leaves to the text."""
         return budget - (self.summary.most(budget) if self.summary else 0)
