@@ -21,11 +21,9 @@ POLICIES = (
     "streaming_summary",
     "streaming_summary_extractive",
     "streaming_summary_none",
-    "ssskv_lite",
-    "snapkv_lite_cpu_reprefill",
 )
 DEPTH, BUDGET, SLACK = 320, 64, 8
-FED = 29
+FED = 59
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def rows(bench_inputs, params) -> dict[str, dict]:
     """The rows by policy."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(bench_inputs)
-        bench.main(with_bench(params, policies=POLICIES, depths=(DEPTH,)), "Q4_0")
+        bench.main(with_bench(params, policies=POLICIES, depths=(DEPTH,), repetitions=1), "Q4_0")
         result = io.read_json("eval/bench/Q4_0.json")
     found = Bench.model_validate(result).rows
     assert found[2].summary["made"].value > 0
