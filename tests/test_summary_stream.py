@@ -183,6 +183,21 @@ def test_a_shift_moves_what_it_finds_and_computes_the_summary_alone(name):
     assert after.positions[0][0].tolist() == list(range(after.lives[0]))
 
 
+@pytest.mark.parametrize("name", SHIFTING)
+def test_entries_stand_where_they_should_however_often_they_have_moved(name):
+    """In the first layer a key is its token's alone, turned to its position; so is a value."""
+    model, policy, ids = gpt_neox(), small_summary(name), random_ids(120)
+    stream, engine = stream_of(model, policy, 120, Told(TEXTS)), TorchKvEngine(model)
+    for at in range(0, 120, 4):
+        stream.feed(ids[at : at + 4])
+        cache = engine.cache(Room((60,) * LAYERS))
+        opened(engine, cache, FULL).feed(stream.entry_ids)
+        first, expected = stream.snapshot().layers[0], cache.read()[0]
+        assert (first.keys() - expected.keys()).abs().max() < 1e-4
+        assert (first.values - expected.values).abs().max() < 1e-4
+    assert stream.account.made > 10
+
+
 def test_a_writer_that_fails_is_asked_once_more_then_sentences_stand_in():
     policy, ids = small_summary("streaming_summary"), random_ids(200)
     good, long = TEXTS[0], list(range(30, 30 + policy.summary.tokens + 1))
