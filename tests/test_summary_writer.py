@@ -118,14 +118,21 @@ def test_sentences_hold_no_control_tokens_and_no_roles(tokenizer):
 
 
 def test_a_gap_in_the_text_ends_a_sentence():
-    torn = Passage(ids_of("w1", "w2", "w3"), (4, 5, 9), (0.0,) * 3)
-    assert [one.ids for one in sentences.split(words(), torn)] == [ids_of("w1", "w2"), ids_of("w3")]
+    torn = Passage(ids_of("w1", "w2", "w3", "。", "w4", "。", "w5"), (4, 5, 9, 10, 11, 12, 13), (0.0,) * 7)
+    found = [(one.ids, one.whole) for one in sentences.split(words(), torn)]
+    assert found == [
+        (ids_of("w1", "w2"), False),
+        (ids_of("w3", "。"), False),
+        (ids_of("w4", "。"), True),
+        (ids_of("w5"), False),
+    ]
+    assert sentences.best(words(), [torn], 4) == ids_of("w4", "。", "w5")
 
 
 def test_the_heaviest_sentences_stay_in_text_order():
     old = passage([*ids_of("w1", "。")], [9.0, 9.0], first=-2)
     ids = ids_of("w2", "w3", "。", "w4", "。", "w5", "w6", "w7", "。")
-    new = passage([*ids], [1.0, 3.0, 2.0, 8.0, 8.0, 5.0, 5.0, 5.0, 5.0])
+    new = passage([*ids_of("<|im_end|>"), *ids], [0.0, 1.0, 3.0, 2.0, 8.0, 8.0, 5.0, 5.0, 5.0, 5.0])
     expected = {
         1: ids_of("w1"),  # not one fits: the heaviest one's beginning
         3: ids_of("w1", "。"),

@@ -19,20 +19,22 @@ CLOSING = " \"'”’」』）)】]"
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence's tokens and the mean of their weights."""
+    """A sentence's tokens, the mean of their weights, and whether neither its beginning nor its end is missing."""
 
     ids: tuple[int, ...]
     weight: float
+    whole: bool
 
 
 def best(words: PreTrainedTokenizerBase, passages: Sequence[Passage], most: int) -> tuple[int, ...]:
     """Return the sentences that weigh most, at most ``most`` tokens, in text order.
 
-    Sentences that no longer fit make way for lighter ones; if none fits, the heaviest one's beginning stays. Of equals
-    the newer stays.
+    Whole ones come before torn ones. Sentences that no longer fit make way for the next; if none fits, the first one's
+    beginning stays. Of equals the newer stays.
     """
     found = [sentence for passage in passages for sentence in split(words, passage)]
-    ranks = sorted(range(len(found)), key=lambda index: (found[index].weight, index), reverse=True)
+    keys = [(sentence.whole, sentence.weight, index) for index, sentence in enumerate(found)]
+    ranks = [index for _, _, index in sorted(keys, reverse=True)]
     chosen, left = [], most
     for index in ranks:
         if len(found[index].ids) <= left:
@@ -44,21 +46,25 @@ def best(words: PreTrainedTokenizerBase, passages: Sequence[Passage], most: int)
 
 
 def split(words: PreTrainedTokenizerBase, passage: Passage) -> Iterator[Sentence]:
-    """Yield a passage's sentences; control tokens, roles and gaps in the text end one and are left out."""
+    """Yield a passage's sentences; control tokens and roles end one and are left out.
+
+    Gaps in the text tear one, and so do a passage's ends, since eviction asks for no sentences; a summary's do not.
+    """
     controls, start = set(words.get_added_vocab().values()), words.convert_tokens_to_ids(prompts.START_OF_TURN)
     texts = _texts(words, passage.ids)
-    first, role = 0, False
+    summary = bool(passage.origins) and passage.origins[0] < 0
+    first, role, begun = 0, False, summary
     for index, token in enumerate(passage.ids):
         gap = index > 0 and passage.origins[index] != passage.origins[index - 1] + 1
         if token in controls or gap:
-            yield from _sentence(passage, texts, first, index)
-            first, role = index, token == start
+            yield from _sentence(passage, texts, range(first, index), begun and not gap)
+            first, role, begun = index, token == start, False
         if token in controls or role:  # a role ends with its line
-            first, role = index + 1, role and "\n" not in texts[index]
+            first, role, begun = index + 1, role and "\n" not in texts[index], True
         elif ends(texts[index], texts[index + 1] if index + 1 < len(texts) else ""):
-            yield from _sentence(passage, texts, first, index + 1)
-            first = index + 1
-    yield from _sentence(passage, texts, first, len(passage))
+            yield from _sentence(passage, texts, range(first, index + 1), begun)
+            first, begun = index + 1, True
+    yield from _sentence(passage, texts, range(first, len(passage)), begun and summary)
 
 
 def _texts(words: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -82,8 +88,8 @@ def ends(text: str, following: str) -> bool:
     return "\n" in text or bare.endswith(ENDS)
 
 
-def _sentence(passage: Passage, texts: Sequence[str], first: int, stop: int) -> Iterator[Sentence]:
-    """Yield the tokens [first, stop) if there is something to read in them."""
-    if "".join(texts[first:stop]).strip():
-        weights = passage.weights[first:stop]
-        yield Sentence(passage.ids[first:stop], sum(weights) / len(weights))
+def _sentence(passage: Passage, texts: Sequence[str], span: range, whole: bool) -> Iterator[Sentence]:
+    """Yield a span's tokens if there is something to read in them."""
+    if "".join(texts[span.start : span.stop]).strip():
+        weight = sum(passage.weights[span.start : span.stop]) / len(span)
+        yield Sentence(passage.ids[span.start : span.stop], weight, whole)
