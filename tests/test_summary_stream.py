@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import recipes
 from pipeline.engines.cache import Room
 from pipeline.engines.opening import opened
+from pipeline.engines.prompt import prefilled
 from pipeline.engines.rereading import TextStream
 from pipeline.engines.summary.stream import SummaryStream
 from pipeline.engines.summary.writer import Extractive, Writer
@@ -243,6 +244,12 @@ def test_what_summaries_cost_is_counted():
     assert stream.attended > plain.attended
     assert account.kind == "f16"  # the default stands for what the engine stores
     assert account.kv_bytes > 0
+
+
+def test_a_prompt_without_its_tokens_is_refused():
+    prompt = prefilled(TorchKvEngine(qwen3()), random_ids(9), FULL)
+    with pytest.raises(RuntimeError, match="must be fed its prompt"):
+        stream_of(qwen3(), small("snapkv_lite_cpu_reprefill", 3), 40).take(prompt)
 
 
 def test_a_policy_with_a_summary_needs_a_tokenizer():

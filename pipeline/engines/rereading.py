@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from pipeline.engines.snapshot import Snapshot, evict
 from pipeline.engines.stream import Stream
 from pipeline.kv.policy import Policy
 
-_ID_BYTES = 8
+ID_BYTES = 8
 
 
 class TextStream(Stream):
@@ -31,9 +32,13 @@ class TextStream(Stream):
 
     def state_bytes(self) -> int:
         """Return the bytes of what is kept beside keys and values, token ids included."""
-        return super().state_bytes() + _ID_BYTES * len(self._ids)
+        return super().state_bytes() + ID_BYTES * len(self._ids)
 
-    def _append(self, block: Sequence[int], every: bool):
+    def take(self, prompt: Snapshot) -> None:
+        """Refuse: a prompt prefilled elsewhere does not tell its tokens."""
+        raise RuntimeError("a stream that computes entries again must be fed its prompt; make the policy online")
+
+    def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         self._ids += block
         return super()._append(block, every)
 
