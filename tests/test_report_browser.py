@@ -80,7 +80,7 @@ def test_a_click_on_a_heading_sorts_what_is_not_a_number_last(tab, page):
     broken.write_text(html.replace(' data-sort="0.61"', "", 1), encoding="utf-8")
     tab.open(broken, 1024)
     tab.run("""
-        var table = [...document.querySelectorAll("#bench table.sortable")][0];
+        var table = [...document.querySelectorAll("#bench table.sortable")].find((one) => one.rows.length > 4);
         var column = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.startsWith("KLD"));
         var click = () => table.tHead.rows[0].cells[column].querySelector("button").click();
         var order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);

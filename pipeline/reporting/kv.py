@@ -40,6 +40,7 @@ class Section:
     encoding: str
     bench: Bench
     depth: int
+    front: Table
     quality: Markup
     recall: Markup | None
     ttft: Markup
@@ -64,12 +65,14 @@ def _section(results: Results, encoding: str, bench: Bench) -> Section:
     rows, chosen = tables.rows_at(bench, depths[0]), verdict.thriftiest(results)
     names = _names(rows)
     spots = [_spot(results, row, names[row.name], row.quality.kld.value) for row in rows]
-    best = {spot.name for spot in pareto.front(spots)}
+    best = [spot.name for spot in pareto.front(spots)]
+    by_name = {names[row.name]: row for row in rows}
     cards = [_card(results, row, names[row.name], rows[0]) for row in rows]
     return Section(
         encoding=encoding,
         bench=bench,
         depth=depths[0],
+        front=tables.front([by_name[name] for name in best], rows[0], chosen),
         quality=pareto.figure(QUALITY, spots),
         recall=_recalled(results, rows, names),
         ttft=figures.bars("Time to the first token", [_first_token(row, names) for row in rows], "s"),
