@@ -150,3 +150,11 @@ def test_what_to_take_for_how_much_memory_is_the_front(results):
     assert [line[0].strip("→ ") for line in taken] == ["streaming_llm 256", "snapkv 256", "full"]
     assert [line[2] for line in taken] == ["25", "30", "100"]
     assert sorted(line[1] for line in taken) == [line[1] for line in taken]
+
+
+def test_data_from_the_hub_is_named_with_its_revision(results):
+    bend("data/chat/summary.json", "source", "repo", value="some/dialogues")
+    bend("data/chat/summary.json", "source", "revision", value="0123abcd")
+    report.main(results)
+    for path in (report.MARKDOWN, report.HTML):
+        assert "(some/dialogues at 0123abcd)" in path.read_text(encoding="utf-8")

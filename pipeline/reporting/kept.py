@@ -14,7 +14,7 @@ SHADES = 5  # steps from nothing kept to everything
 
 
 def picture(kept: Sequence[Sequence[float]], title: str) -> Markup:
-    """Return the shares of each layer's stretches of the prompt as a small drawing; the darker, the more was kept."""
+    """Return the shares of each layer's stretches of the prompt as a small drawing; the stronger the colour, the more was kept."""
     paths = ["" for _ in range(SHADES + 1)]
     for layer, shares in enumerate(kept):
         start = 0
