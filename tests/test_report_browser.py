@@ -13,8 +13,9 @@ from tests.conftest import ROOT
 from tests.report_pages import workspace
 
 WIDTHS = (390, 1024, 1600)
-OUTSIDE = """
-[...document.querySelectorAll("h1, h2, h3, h4, p, li, dd, dt, figure, svg:not(.plane svg), .card, .choice, .scroll, pre, summary")]
+BLOCKS = "h1, h2, h3, h4, p, li, dd, dt, figure, svg:not(.plane svg), .card, .choice, .scroll, pre, summary"
+OUTSIDE = f"""
+[...document.querySelectorAll("{BLOCKS}")]
   .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
   .map((one) => one.outerHTML.slice(0, 80))
 """
