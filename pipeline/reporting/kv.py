@@ -100,7 +100,7 @@ def _kind(recipe: PolicyRecipe) -> int:
 
 
 def _spot(results: Results, row: BenchRow, name: str, value: float) -> Spot:
-    size = row.kv_bytes_final.value / MEGABYTE
+    size = verdict.held(row) / MEGABYTE
     return Spot(name, size, value, _kind(_recipe(results, row)), reference=row.policy == FULL)
 
 
@@ -130,10 +130,10 @@ def _card(results: Results, row: BenchRow, name: str, full: BenchRow) -> Card:
 
 def _beside(row: BenchRow, full: BenchRow) -> str:
     """Say what a policy cost and gave beside full KV."""
-    size, perplexity = row.kv_bytes_final.value, row.quality.perplexity.value
+    size, perplexity = verdict.held(row), row.quality.perplexity.value
     if row.policy == FULL:
         return f"{plain(size / MEGABYTE, 2)} MB of KV; perplexity {plain(perplexity, 2)}"
-    share = verdict.ratio(size, full.kv_bytes_final.value)
+    share = verdict.ratio(size, verdict.held(full))
     first = verdict.ratio(row.timing.ttft_s.value, full.timing.ttft_s.value)
     speed, recall = row.timing.ratio_to_full.value, verdict.late_recall(row)
     words = [

@@ -74,7 +74,7 @@ def front(rows: list[BenchRow], full: BenchRow, marked: BenchRow | None) -> Tabl
     """Return what to take for how much memory: rows in ascending order of KV bytes, each better than those before."""
     columns = [
         words("Take", lambda row: text(row.name)),
-        Column("KV, MB", lambda row: number(row.kv_bytes_final.value / MEGABYTE, 2), "while decoding"),
+        Column("KV, MB", lambda row: number(verdict.held(row) / MEGABYTE, 2), "keys and values while decoding"),
         Column("of full KV, %", lambda row: number(100 * _share(row, full), 0), "KV bytes while decoding"),
         Column("Peak, MB", lambda row: number(row.kv_bytes_peak.value / MEGABYTE, 2), "KV cache at its largest"),
         Column("KLD", lambda row: measured(row.quality.kld, 4), "divergence from full KV, nats a token", "lower"),
@@ -87,7 +87,7 @@ def front(rows: list[BenchRow], full: BenchRow, marked: BenchRow | None) -> Tabl
 
 
 def _share(row: BenchRow, full: BenchRow) -> float:
-    return verdict.ratio(row.kv_bytes_final.value, full.kv_bytes_final.value)
+    return verdict.ratio(verdict.held(row), verdict.held(full))
 
 
 def policies(bench: Bench, depth: int, marked: BenchRow | None) -> Table:

@@ -95,7 +95,12 @@ def thriftiest(results: Results) -> BenchRow | None:
     full, others = deepest(results)
     limit = LONG_PPL * _comparable(full.quality.perplexity)
     near = [row for row in others if _comparable(row.quality.perplexity) <= limit and _remembers(row, full)]
-    return _least(near, lambda row: _comparable(row.kv_bytes_final))
+    return _least([row for row in near if held(row) < held(full)], held)
+
+
+def held(row: BenchRow) -> float:
+    """Return the bytes of keys and values wherever they are: on a CPU, host memory is the cache's own."""
+    return _comparable(row.kv_bytes_final) + _comparable(row.host_bytes)
 
 
 def _remembers(row: BenchRow, full: BenchRow) -> bool:
@@ -169,7 +174,7 @@ def _file(results: Results, name: str | None) -> str:
 def _row(row: BenchRow | None, full: BenchRow) -> str:
     if row is None:
         return f"No policy stays that close to full KV at a depth of {full.depth} tokens; keep full KV."
-    saving = 1 - ratio(row.kv_bytes_final.value, full.kv_bytes_final.value)
+    saving = 1 - ratio(held(row), held(full))
     loss = ratio(row.quality.perplexity.value, full.quality.perplexity.value) - 1
     speed = plain(row.timing.ratio_to_full.value, 2)
     own, whole = late_recall(row), late_recall(full)
