@@ -225,9 +225,11 @@ class BenchRow(Record):
     entries: Measured
     kv_bytes_peak: Measured
     kv_bytes_final: Measured
+    host_bytes: Measured = Measure(value=0)
     quality: Kept
     timing: Timing
     recall: dict[str, dict[str, Measured]] = {}
+    kept: list[list[float]] = []  # for each layer the shares of stretches of the prompt that live at the end
 
     @property
     def name(self) -> str:
@@ -294,3 +296,5 @@ class StageTiming(Record):
 
     seconds: float
     peak_rss_bytes: int
+    tokens_per_second: float | None = None
+    generation_tokens_per_second: float | None = None
