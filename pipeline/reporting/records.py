@@ -225,6 +225,7 @@ class BenchRow(Record):
     entries: Measured
     kv_bytes_peak: Measured
     kv_bytes_final: Measured
+    host_bytes: Measured = Measure(value=0)
     quality: Kept
     timing: Timing
     recall: dict[str, dict[str, Measured]] = {}

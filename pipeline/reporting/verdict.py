@@ -90,7 +90,12 @@ def thriftiest(results: Results) -> BenchRow | None:
     full, others = deepest(results)
     limit = LONG_PPL * _comparable(full.quality.perplexity)
     near = [row for row in others if _comparable(row.quality.perplexity) <= limit and _remembers(row, full)]
-    return _least(near, lambda row: _comparable(row.kv_bytes_final))
+    return _least([row for row in near if _held(row) < _held(full)], _held)
+
+
+def _held(row: BenchRow) -> float:
+    """Return the bytes of keys and values wherever they are: on a CPU, host memory is the cache's own."""
+    return _comparable(row.kv_bytes_final) + row.host_bytes.value
 
 
 def _remembers(row: BenchRow, full: BenchRow) -> bool:
