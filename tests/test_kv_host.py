@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +22,7 @@ from pipeline.kv.segments import Segments
 from pipeline.kv.selectors import top
 from tests import kv_references as reference
 from tests.kv_models import LAYERS, MODELS, kv_heads, look, qwen3, random_ids
-from tests.kv_runs import Run, run
+from tests.kv_runs import EVERYTHING, Run, run
 
 HOSTED = [name for name in recipes.names("kv") if recipe.read(name).evicted == "host"]
 N, BUDGET, BLOCK = 200, 96, 16
@@ -31,17 +30,6 @@ LAST_CUT = max(range(BUDGET + BLOCK, N + 1, BLOCK))
 FULL_KV = Policy(online=True, precision=Precision())
 EVERY = pytest.mark.parametrize("name", HOSTED)
 BOTH = pytest.mark.parametrize("model", MODELS)
-
-
-@dataclass(frozen=True)
-class Everything:
-    """Sizes under which a cut is due at every token beyond the budget, and leaves all there is."""
-
-    def limits(self, budget: int, layers: int) -> list[int]:
-        return [budget] * layers
-
-    def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
-        return list(lives)
 
 
 def hosted(name: str, **cut) -> Policy:
@@ -61,7 +49,7 @@ def parts(name: str) -> tuple[int, int, int]:
 @BOTH
 def test_all_blocks_back_at_their_own_positions_are_full_kv(model, name):
     model, ids = MODELS[model](), random_ids(N)
-    policy = replace(hosted(name, allocator=Everything()), positions=Original())
+    policy = replace(hosted(name, allocator=EVERYTHING), positions=Original())
     found, expected = run(model, policy, ids, N, step=1), run(model, FULL_KV, ids, N, step=1)
     assert found.stream.lives == [N] * LAYERS
     assert found.stream.host_bytes() == Precision("f32", "f32").kv_bytes(shape(model), N)

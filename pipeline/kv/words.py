@@ -12,7 +12,7 @@ SIGNALS = {
     recipe.Logit: lambda by: "q.k of the last query",
     recipe.Similarity: lambda by: f"cosine of blocks of {by.block} to the last {by.queries} queries",
     recipe.Representatives: lambda by: (
-        f"q.k of the {by.keys} most attended keys of blocks of {by.block} with the last {by.queries} queries"
+        f"q.k of the last {by.queries} queries with the {by.keys} most attended keys of blocks of {by.block}"
     ),
 }
 SIZES = {
