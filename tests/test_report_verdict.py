@@ -63,6 +63,14 @@ def test_a_policy_that_forgets_is_not_chosen(results):
     assert verdict.long_conversation(load(results)).name is None
 
 
+def test_memory_that_is_on_the_host_is_not_saved(results):
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "host_bytes", value=2_000_000)  # full KV holds 2.1 MB, snapkv 0.6
+    choice = verdict.long_conversation(load(results))
+    assert choice.name is None
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "host_bytes", value=1_000_000)
+    assert verdict.long_conversation(load(results)).name == "snapkv 256"
+
+
 def test_a_row_without_recall_is_not_chosen_where_full_kv_has_it(results):
     bend("eval/bench/Q4_K_M.json", "rows", 7, "recall", value={})
     choice = verdict.long_conversation(load(results))

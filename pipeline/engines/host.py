@@ -40,10 +40,10 @@ class HostLayer:
         """Return the entries int64 [kv_heads, m], rising and the same in every head."""
         piece = torch.searchsorted(torch.tensor(self._starts), keep[0], right=True) - 1
         which, counts = piece.unique_consecutive(return_counts=True)
-        parts = [
-            self._pieces[index].gather(here - self._starts[index])
-            for index, here in zip(which.tolist(), keep.split(counts.tolist(), dim=1), strict=True)
-        ]
+        parts = []
+        for index, here in zip(which.tolist(), keep.split(counts.tolist(), dim=1), strict=True):
+            whole = here.shape[1] == self._pieces[index].entries
+            parts.append(self._pieces[index] if whole else self._pieces[index].gather(here - self._starts[index]))
         return reduce(lambda older, newer: older.joined(newer), parts)
 
 
