@@ -45,6 +45,19 @@ def test_markdown_tables_are_whole(results):
         assert len(widths) == 1, table
 
 
+def test_host_memory_has_a_column_where_there_is_any(results):
+    report.main(results)
+    assert "Host, MB" not in Path("eval/report.md").read_text(encoding="utf-8")
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "host_bytes", value=1_234_567)
+    report.main(results)
+    lines = Path("eval/report.md").read_text(encoding="utf-8").splitlines()
+    assert sum("Host, MB ↓" in line for line in lines) == 1, "rows of one depth alone have some"
+    table = lines[next(at for at, line in enumerate(lines) if "Host, MB ↓" in line) :][:6]
+    column = [cell.strip() for cell in table[0].split("|")].index("Host, MB ↓")
+    shown = [line.split("|")[column].strip() for line in table[2:]]
+    assert sorted(shown) == ["1.23", "–", "–", "–"]
+
+
 def test_html_loads_nothing(results):
     report.main(results)
     shown = Page(Path("eval/report.html").read_text(encoding="utf-8"))

@@ -100,11 +100,13 @@ def policies(bench: Bench, depth: int, marked: BenchRow | None) -> Table:
     def kept(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
         return lambda row: measured(getattr(row.quality, name), digits, scale)
 
+    hosted = [Column("Host, MB", _host, "keys and values in host memory that may come back, beside the cache", "lower")]
     columns = [
         words("Policy", lambda row: text(row.policy)),
         Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
         Column("Entries", lambda row: measured(row.entries, 0), "KV entries at the end, mean over layers"),
         Column("KV, MB", _kv, "KV cache while decoding, and at its largest", "lower"),
+        *(hosted if any(row.host_bytes.value for row in rows) else []),
         Column("TTFT, s", timing("ttft_s", 3), "time to the first token, the cut included", "lower"),
         Column("TPOT, ms", _tpot, "time per output token, median and 95th percentile", "lower"),
         Column("× full", timing("ratio_to_full", 2), "speed beside full KV in the same run", "higher"),
@@ -186,6 +188,10 @@ def bounds(measured_speed: Speed) -> Table:
 def _kv(row: BenchRow) -> Cell:
     peak = plain(row.kv_bytes_peak.value / MEGABYTE, 2)
     return number(row.kv_bytes_final.value / MEGABYTE, 2, detail=f"peak {peak}")
+
+
+def _host(row: BenchRow) -> Cell:
+    return measured(row.host_bytes, 2, 1 / MEGABYTE) if row.host_bytes.value else Cell(ABSENT)
 
 
 def _tpot(row: BenchRow) -> Cell:
