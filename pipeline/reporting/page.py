@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.reporting import answers, figures, provenance, tables, text, verdict
+from pipeline.reporting import against, answers, figures, provenance, references, tables, text, verdict
 from pipeline.reporting.load import Results
 from pipeline.reporting.records import FULL, Bench, Measure, Speed
 from pipeline.reporting.table import Table, interval, percent, plain
@@ -80,6 +80,8 @@ def context(results: Results) -> dict[str, Any]:
         "versions": provenance.versions(),
         "machine": results.bench[benched].machine,
         "benchmark": provenance.machine(results.bench[benched]),
+        "references": against.comparisons(results, references.load()),
+        "errata": against.errata_table(references.errata()),
     }
 
 

@@ -213,6 +213,7 @@ class Kept(Record):
     perplexity: Measured
     kld: Measured
     same_top: Measured
+    top1: Measured | None = None
 
 
 class BenchRow(Record):
