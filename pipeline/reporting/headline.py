@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline.reporting.load import Results
-from pipeline.reporting.verdict import MEGABYTE, deepest, gain, size, thriftiest
+from pipeline.reporting.verdict import MEGABYTE, deepest, gain, ratio, size, thriftiest
 
 
 def headline(results: Results) -> dict[str, dict[str, float]]:
@@ -27,8 +27,8 @@ def headline(results: Results) -> dict[str, dict[str, float]]:
         f"ppl.{encoding}": chosen.perplexity.value,
         f"kld.{encoding}": chosen.kld.value,
         f"size_mb.{encoding}": size(results, encoding) / MEGABYTE,
-        "bench.kv_saving": 1 - row.kv_bytes_final.value / full.kv_bytes_final.value,
-        "bench.ppl_ratio": row.quality.perplexity.value / full.quality.perplexity.value,
+        "bench.kv_saving": 1 - ratio(row.kv_bytes_final.value, full.kv_bytes_final.value),
+        "bench.ppl_ratio": ratio(row.quality.perplexity.value, full.quality.perplexity.value),
         "bench.tok_s": row.timing.tokens_per_second.value,
         "bench.speedup": row.timing.ratio_to_full.value,
     }

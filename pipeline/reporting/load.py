@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from pipeline.config import Params
 from pipeline.errors import UserError
-from pipeline.reporting import records
+from pipeline.reporting import origin, records
 
 CHAT = Path("data/chat/summary.json")
 EVAL = Path("eval")
 SPEED = EVAL / "bench/speed.json"
-CURVES = ("loss", "eval_loss")
+CURVES = ("loss", "eval_loss", "learning_rate")
 REFERENCES = ("base", "merged")
 AGAIN = "run `dvc repro {stage}`"
 
@@ -41,6 +41,7 @@ class Results:
     bench: dict[str, records.Bench]
     timings: dict[str, records.StageTiming]
     speed: records.Speed | None  # measured by hand, with `make speed`
+    origin: origin.Origin
 
 
 @dataclass
@@ -108,6 +109,7 @@ def load(params: Params) -> Results:
             for timing, stage in stages(params)
         },
         speed=reader.record(SPEED, records.Speed, "speed") if SPEED.is_file() else None,
+        origin=origin.read(params, reader.problems),
     )
     if problems := reader.problems or list(_incomplete(results)):
         raise UserError(*problems)

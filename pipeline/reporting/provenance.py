@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.config import Params
 from pipeline.reporting.load import Results
+from pipeline.reporting.origin import Fingerprint
 from pipeline.reporting.records import Bench, Measure, Parity
-from pipeline.reporting.table import Cell, Column, Table, build, measured, number, text, words
+from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, text, words
 from pipeline.reporting.verdict import MEGABYTE
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "llmcompressor", "gguf", "llama-cpp-python", "bert-score", "dvc")
@@ -108,6 +109,56 @@ def versions() -> Table:
         words("Version", lambda name: text(_version(name))),
     ]
     return build(columns, PACKAGES)
+
+
+def recipes(results: Results) -> Table:
+    """Return every recipe that params name with the hash of its text."""
+    return _fingerprints("Recipe", "SHA-256", results.origin.recipes)
+
+
+def made(results: Results) -> Table:
+    """Return the data and models that results rest on, as DVC fingerprinted them."""
+    return _fingerprints("Made", "MD5, by DVC", results.origin.made)
+
+
+def _fingerprints(label: str, digest: str, items: Iterable[Fingerprint]) -> Table:
+    columns = [
+        words(label, lambda item: text(item.name)),
+        Column("Bytes", lambda item: Cell(ABSENT) if item.size is None else number(item.size, 0)),
+        words(digest, lambda item: text(item.digest)),
+    ]
+    return build(columns, items)
+
+
+def commit(results: Results) -> str:
+    """Return the commit in words."""
+    if results.origin.commit is None:
+        return "outside a Git checkout"
+    changed = ", with changes that are not committed" if results.origin.changed else ""
+    return f"at commit {results.origin.commit[:12]}{changed}"
+
+
+def commands(results: Results) -> list[str]:
+    """Return what to type for the same numbers, and for single cells."""
+    checkout = [f"git checkout {results.origin.commit[:12]}"] if results.origin.commit else []
+    last, encoding = list(results.quantized)[-1], next(iter(results.bench))
+    cells = [f"dvc repro evaluate-quantized@{last}", f"dvc repro bench@{encoding}"]
+    return [*checkout, "make", *cells, "python -m pipeline.report"]
+
+
+def not_run(results: Results) -> list[str]:
+    """Return what a reader might look for here and what no stage measured, each as a sentence."""
+    unbenched = [name for name, one in results.quantized.items() if one.family == "gguf" and name not in results.bench]
+    served = [name for name, one in results.quantized.items() if one.family != "gguf"]
+    unasked = [name for name, one in results.bench.items() if not any(row.recall for row in one.rows)]
+    said = {
+        "KV policies were not run on {}; add them to bench.encodings.": unbenched,
+        "Speed on a GPU server was not measured for {}; their quality was, with the weights unpacked.": served,
+        "These recipes in recipes/kv/ are not in bench.policies: {}.": results.origin.unused,
+        "No recall questions were asked of {}; raise bench.recall_tasks.": unasked,
+        "Speed at a real model’s size was not measured: run {}.": [] if results.speed else ["make speed"],
+    }
+    return [sentence.format(", ".join(names)) for sentence, names in said.items() if names]
 
 
 def _version(name: str) -> str | None:

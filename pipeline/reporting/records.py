@@ -229,6 +229,7 @@ class BenchRow(Record):
     quality: Kept
     timing: Timing
     recall: dict[str, dict[str, Measured]] = {}
+    kept: list[list[float]] = []  # for each layer the shares of stretches of the prompt that live at the end
 
     @property
     def name(self) -> str:
@@ -295,3 +296,5 @@ class StageTiming(Record):
 
     seconds: float
     peak_rss_bytes: int
+    tokens_per_second: float | None = None
+    generation_tokens_per_second: float | None = None
