@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import recipes, report
+from pipeline import check, recipes, report
 from pipeline.errors import ConfigError
 from pipeline.reporting import against, references
 from pipeline.reporting.load import load
@@ -75,6 +75,14 @@ def test_a_row_with_a_value_of_no_column_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"bent.yaml.*H2O-L2.*PPLX"):
         references.load()
+
+
+def test_check_reads_the_published_tables(params, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    (tmp_path / "recipes/references/origin_h2o.yaml").write_text("titel: x\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    problems = list(check.recipes_of(params))
+    assert any("origin_h2o.yaml: titel: unknown key; did you mean 'title'" in problem for problem in problems)
 
 
 def test_ours_are_ratios_to_our_full_row(results, published):

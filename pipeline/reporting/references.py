@@ -84,9 +84,19 @@ class Errata(Section):
     errata: tuple[Erratum, ...]
 
 
+def names() -> list[str]:
+    """Return the names of all published tables, sorted."""
+    return [name for name in recipes.names(KIND) if name != ERRATA]
+
+
+def read(name: str) -> Reference:
+    """Read one published table; raise ConfigError with what does not fit."""
+    return recipes.read(KIND, name, Reference)
+
+
 def load() -> dict[str, Reference]:
-    """Read every published table, by file name; raise ConfigError with what does not fit."""
-    return {name: recipes.read(KIND, name, Reference) for name in recipes.names(KIND) if name != ERRATA}
+    """Read every published table, by name; errors as read's."""
+    return {name: read(name) for name in names()}
 
 
 def errata() -> tuple[Erratum, ...]:
