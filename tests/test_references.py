@@ -91,8 +91,15 @@ def test_ours_are_ratios_to_our_full_row(results, published):
     ours = against.nearest(results, table, row)
     assert ours.ratios["perplexity"] == pytest.approx(POLICIES["recent_only"][2] / POLICIES["full"][2])
     assert ours.ratios["tpot"] == pytest.approx(POLICIES["recent_only"][4] / POLICIES["full"][4], rel=1e-4)
-    assert ours.where == "recent_only 256, depth 512, 25\u00a0% kept"
-    assert ours.reason.startswith("30\u00a0% kept there, 25\u00a0% here")
+    assert (ours.name, ours.where) == ("recent_only 256", "depth 512, 25\u00a0% kept")
+    assert ours.reason == "another share kept; its first two layers stayed whole"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "shown"), [(1.00475, "1.005"), (0.5, "0.5"), (1.0, "1"), (10.0, "10"), (955.185, "955"), (0, "0")]
+)
+def test_ratios_are_short_and_not_cut_where_it_counts(ratio, shown):
+    assert against.ratio_text(ratio) == shown
 
 
 def test_the_row_at_the_nearest_share_is_taken(results, published):
@@ -102,7 +109,7 @@ def test_the_row_at_the_nearest_share_is_taken(results, published):
     bench.rows.append(half)
     for method, budget in (("Recent-Only 512", 256), ("Recent-Only 1024", 128)):
         line = next(one for one in published["origin_pythia"].rows if one.method == method)
-        assert against.nearest(results, published["origin_pythia"], line).where.startswith(f"recent_only {budget},")
+        assert against.nearest(results, published["origin_pythia"], line).name == f"recent_only {budget}"
 
 
 def test_an_encoding_stands_beside_the_merged_model(results, published):
@@ -111,7 +118,7 @@ def test_an_encoding_stands_beside_the_merged_model(results, published):
     assert not fp8.ratios
     assert fp8.reason == "not among quantize.encodings of this run"
     own = results.quality | {"W4A8": results.quality["W4A16"]}
-    assert w4a8.where == "W4A8"
+    assert w4a8.name == "W4A8"
     shown = against.nearest(type(results)(**(vars(results) | {"quality": own})), table, table.rows[1])
     assert shown.ratios["perplexity"] == pytest.approx(
         own["W4A16"].metrics.perplexity.value / own["merged"].metrics.perplexity.value

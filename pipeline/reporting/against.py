@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.reporting.load import Results
 from pipeline.reporting.records import FULL, BenchRow, Measure
@@ -27,6 +27,7 @@ MEASURES: dict[str, tuple[str, Callable[[BenchRow], float | None]]] = {  # name:
 class Ours:
     """Our row nearest to a published one: where it was measured, its ratios to our base row, and why it differs."""
 
+    name: str
     where: str
     ratios: dict[str, float]
     reason: str
@@ -55,7 +56,11 @@ def table(results: Results, reference: Reference) -> Table:
         words("Method", lambda row: text(row.method)),
         Column("Kept, %", lambda row: _share(row.share), "share of full KV's entries, mean over layers"),
         *(_published(reference, heading) for heading in reference.columns if _has_figures(reference, heading)),
-        words("Ours", lambda row: text(ours[row.method].where), "our policy or format nearest to it"),
+        words(
+            "Ours",
+            lambda row: replace(text(ours[row.method].name), detail=ours[row.method].where),
+            "our policy or format nearest to it",
+        ),
         *(_own(name, ours) for name in _measures(reference)),
         words("Why it differs", lambda row: text(ours[row.method].reason)),
     ]
@@ -93,8 +98,8 @@ def _times(value: float, base: Figure | None) -> str:
 
 
 def ratio_text(ratio: float) -> str:
-    """Return a ratio with three significant digits, those above a thousand without decimals."""
-    return plain(ratio, 0) if ratio >= 100 else f"{ratio:.3g}"
+    """Return a ratio with up to three decimals, a large one without any."""
+    return plain(ratio, 0) if ratio >= 100 else f"{ratio:.3f}".rstrip("0").rstrip(".")
 
 
 def _own(measure: str, ours: dict[str, Ours]) -> Column:
@@ -110,16 +115,16 @@ def nearest(results: Results, reference: Reference, row: Line) -> Ours:
     if row.encoding:
         return _weights(results, row)
     if not row.policy:
-        return Ours("", {}, row.note or "no recipe of ours does this")
+        return Ours("", "", {}, row.note or "no recipe of ours does this")
     rows = results.bench[results.params.bench.encodings[0]].rows
     own = [one for one in rows if one.policy == row.policy]
     if not own:
-        return Ours(row.policy, {}, "not among bench.policies of this run")
+        return Ours(row.policy, "", {}, "not among bench.policies of this run")
     chosen = min(own, key=lambda one: (_distance(row.share, one, rows), -one.depth))
     base = reference.base and _base(rows, reference.base.policy, chosen)
     kept = _kept(chosen, rows)
-    where = f"{chosen.name}, depth {chosen.depth}, {percent(kept)} kept"
-    return Ours(where, _ratios(_measures(reference), chosen, base), _reason(row, kept))
+    where = f"depth {chosen.depth}, {percent(kept)} kept"
+    return Ours(chosen.name, where, _ratios(_measures(reference), chosen, base), _reason(row, kept))
 
 
 def _base(rows: list[BenchRow], policy: str | None, row: BenchRow) -> BenchRow | None:
@@ -149,16 +154,15 @@ def _ratios(measures: list[str], row: BenchRow, base: BenchRow | None) -> dict[s
 def _reason(row: Line, kept: float) -> str:
     if row.base:
         return row.note
-    there, here = row.share and percent(row.share), percent(kept)
-    other = f"{there} kept there, {here} here" if there and there != here else ""
+    other = "another share kept" if row.share and percent(row.share) != percent(kept) else ""
     return "; ".join(part for part in (other, row.note) if part)
 
 
 def _weights(results: Results, row: Line) -> Ours:
     if row.encoding not in results.quality:
-        return Ours(row.encoding, {}, "not among quantize.encodings of this run")
+        return Ours(row.encoding, "", {}, "not among quantize.encodings of this run")
     own, merged = (_perplexity(results, cell) for cell in (row.encoding, MERGED))
-    return Ours(f"{row.encoding}, beside {MERGED}", {"perplexity": own.value / merged.value}, row.note)
+    return Ours(row.encoding, f"beside {MERGED}", {"perplexity": own.value / merged.value}, row.note)
 
 
 def _perplexity(results: Results, cell: str) -> Measure:
