@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -94,12 +95,15 @@ def tab(executable: str, profile: Path) -> Iterator[Tab]:
     """Yield a tab of a browser of its own, ended afterwards."""
     (out, into), (back, answers) = os.pipe(), os.pipe()
     command = [executable, *FLAGS, *QUIET, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
-    # The browser reads commands from descriptor 3 and answers on 4.
+
+    def connect() -> None:
+        """Put the pipes where the browser looks for them: commands on descriptor 3, answers on 4."""
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 16) for end in (out, answers)]
+        for place, end in enumerate(ends, 3):
+            os.dup2(end, place)
+
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{out} 4>&{answers}', "sh", *command],
-        pass_fds=(out, answers),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        command, pass_fds=(3, 4), preexec_fn=connect, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     os.close(out)
     os.close(answers)

@@ -119,8 +119,8 @@ def test_speed_is_claimed_only_where_it_was_measured(results):
     scores = report.MARKDOWN.read_text(encoding="utf-8").split("## What does each encoding cost?")[1].split("##")[0]
     speed = {cells[1].strip(" →"): cells[-2].strip() for line in scores.splitlines() if (cells := line.split("|"))[1:]}
     assert speed["W4A16"] == "– simulated on CPU"
-    assert speed["Q8_0"] == "– not benched"
-    assert speed["Q4_K_M"].startswith("286.5")  # at the smallest depth
+    assert speed["Q8_0"] == "1,300"
+    assert speed["Q4_K_M"] == "1,400 one stream 287"  # at the smallest depth
 
 
 def test_the_speed_benchmark_is_shown_where_it_was_run(results):
@@ -140,3 +140,21 @@ def test_an_answer_of_white_space_is_named_not_shown(results):
     report.main(results)
     assert "no visible text" in report.HTML.read_text(encoding="utf-8")
     assert "| base | no visible text |" in report.MARKDOWN.read_text(encoding="utf-8")
+
+
+def test_what_to_take_for_how_much_memory_is_the_front(results):
+    report.main(results)
+    section = Path("eval/report.md").read_text(encoding="utf-8").split("## Which KV policy suits which memory?")[1]
+    lines = [re.split(r" *\| *", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
+    taken = [line for line in lines[2:] if len(line) == len(lines[0])][:3]
+    assert [line[0].strip("→ ") for line in taken] == ["streaming_llm 256", "snapkv 256", "full"]
+    assert [line[2] for line in taken] == ["25", "30", "100"]
+    assert sorted(line[1] for line in taken) == [line[1] for line in taken]
+
+
+def test_data_from_the_hub_is_named_with_its_revision(results):
+    bend("data/chat/summary.json", "source", "repo", value="some/dialogues")
+    bend("data/chat/summary.json", "source", "revision", value="0123abcd")
+    report.main(results)
+    for path in (report.MARKDOWN, report.HTML):
+        assert "(some/dialogues at 0123abcd)" in path.read_text(encoding="utf-8")

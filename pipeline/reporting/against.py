@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import FULL, BenchRow, Measure
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import FULL, BenchRow
 from pipeline.reporting.references import Erratum, Figure, Heading, Line, Reference
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, percent, plain, text, words
+from pipeline.reporting.verdict import held
 
 MERGED = "merged"  # what an encoding is measured beside
 MEASURES: dict[str, tuple[str, Callable[[BenchRow], float | None]]] = {  # name: (heading, its value in our rows)
@@ -19,7 +21,7 @@ MEASURES: dict[str, tuple[str, Callable[[BenchRow], float | None]]] = {  # name:
     "ttft": ("TTFT", lambda row: row.timing.ttft_s.value),
     "tpot": ("TPOT", lambda row: row.timing.tpot_ms_median.value),
     "tokens_per_second": ("tok/s", lambda row: row.timing.tokens_per_second.value),
-    "kv_bytes": ("KV bytes", lambda row: row.kv_bytes_final.value),
+    "kv_bytes": ("KV bytes", held),
 }
 
 

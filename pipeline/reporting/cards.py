@@ -14,7 +14,8 @@ from pipeline.config import Params
 from pipeline.errors import UserError
 from pipeline.reporting import text
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import Measure, Quality
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import Quality
 from pipeline.reporting.table import ARROWS, Cell, measured, number
 from pipeline.reporting.verdict import MEGABYTE
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from pipeline.reporting.headline import numbers
 from pipeline.reporting.load import Results
+from pipeline.reporting.measured import Measure
 from pipeline.reporting.provenance import leaves
-from pipeline.reporting.records import FULL, BenchRow, Measure
+from pipeline.reporting.records import FULL, BenchRow
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, plain, text, words
-from pipeline.reporting.verdict import MEGABYTE
+from pipeline.reporting.verdict import MEGABYTE, held
 
 SIGNIFICANT = 1.96  # standard errors that a difference must exceed
 WORDS = {"higher": ("better", "worse"), "lower": ("worse", "better"), None: ("more", "less")}  # when rising, falling
@@ -126,7 +127,7 @@ QUALITY = (
 )
 POLICY = (
     Spec("Entries", lambda one: one.entries, 0, title="KV entries at the end, mean over layers"),
-    Spec("KV, MB", lambda one: one.kv_bytes_final, 2, "lower", 1 / MEGABYTE, "KV cache while decoding"),
+    Spec("KV, MB", lambda one: Measure(value=held(one)), 2, "lower", 1 / MEGABYTE, "KV while decoding, host included"),
     Spec("TTFT, s", lambda one: one.timing.ttft_s, 3, "lower", title="time to the first token"),
     Spec("TPOT, ms", lambda one: one.timing.tpot_ms_median, 2, "lower", title="time per output token, median"),
     Spec("× full", lambda one: one.timing.ratio_to_full, 2, "higher", title="speed beside full KV of its own run"),

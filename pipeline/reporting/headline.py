@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import Measure
-from pipeline.reporting.verdict import MEGABYTE, deepest, gain, ratio, size, thriftiest
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.verdict import MEGABYTE, deepest, gain, held, ratio, size, thriftiest
 
 
 def headline(results: Results) -> dict[str, dict[str, float]]:
@@ -36,7 +36,7 @@ def numbers(results: Results) -> dict[str, Measure]:
     higher = {
         "quality.bert_f1": merged.bert_f1,
         "quality.bert_f1_gain": gain(results),
-        "bench.kv_saving": 1 - ratio(row.kv_bytes_final.value, full.kv_bytes_final.value),
+        "bench.kv_saving": 1 - ratio(held(row), held(full)),
         "bench.tok_s": row.timing.tokens_per_second,
         "bench.speedup": row.timing.ratio_to_full,
     }

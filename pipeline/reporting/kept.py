@@ -14,7 +14,10 @@ SHADES = 5  # steps from nothing kept to everything
 
 
 def picture(kept: Sequence[Sequence[float]], title: str) -> Markup:
-    """Return the shares of each layer's stretches of the prompt as a small drawing; the darker, the more was kept."""
+    """Return the shares of each layer's stretches of the prompt as a drawing; a stronger colour says that more is kept.
+
+    ``kept`` holds for each layer a row of shares from 0 to 1, all rows of one length.
+    """
     paths = ["" for _ in range(SHADES + 1)]
     for layer, shares in enumerate(kept):
         start = 0

@@ -40,6 +40,7 @@ class Section:
     encoding: str
     bench: Bench
     depth: int
+    front: Table
     quality: Markup
     recall: Markup | None
     ttft: Markup
@@ -64,12 +65,14 @@ def _section(results: Results, encoding: str, bench: Bench) -> Section:
     rows, chosen = tables.rows_at(bench, depths[0]), verdict.thriftiest(results)
     names = _names(rows)
     spots = [_spot(results, row, names[row.name], row.quality.kld.value) for row in rows]
-    best = {spot.name for spot in pareto.front(spots)}
+    best = [spot.name for spot in pareto.front(spots)]
+    by_name = {names[row.name]: row for row in rows}
     cards = [_card(results, row, names[row.name], rows[0]) for row in rows]
     return Section(
         encoding=encoding,
         bench=bench,
         depth=depths[0],
+        front=tables.front([by_name[name] for name in best], rows[0], chosen),
         quality=pareto.figure(QUALITY, spots),
         recall=_recalled(results, rows, names),
         ttft=figures.bars("Time to the first token", [_first_token(row, names) for row in rows], "s"),
@@ -97,7 +100,7 @@ def _kind(recipe: PolicyRecipe) -> int:
 
 
 def _spot(results: Results, row: BenchRow, name: str, value: float) -> Spot:
-    size = row.kv_bytes_final.value / MEGABYTE
+    size = verdict.held(row) / MEGABYTE
     return Spot(name, size, value, _kind(_recipe(results, row)), reference=row.policy == FULL)
 
 
@@ -127,10 +130,10 @@ def _card(results: Results, row: BenchRow, name: str, full: BenchRow) -> Card:
 
 def _beside(row: BenchRow, full: BenchRow) -> str:
     """Say what a policy cost and gave beside full KV."""
-    size, perplexity = row.kv_bytes_final.value, row.quality.perplexity.value
+    size, perplexity = verdict.held(row), row.quality.perplexity.value
     if row.policy == FULL:
         return f"{plain(size / MEGABYTE, 2)} MB of KV; perplexity {plain(perplexity, 2)}"
-    share = verdict.ratio(size, full.kv_bytes_final.value)
+    share = verdict.ratio(size, verdict.held(full))
     first = verdict.ratio(row.timing.ttft_s.value, full.timing.ttft_s.value)
     speed, recall = row.timing.ratio_to_full.value, verdict.late_recall(row)
     words = [

@@ -37,7 +37,7 @@ def policies(results: Results) -> list[Row]:
     rows = []
     for row in (full, *others):
         numbers = {
-            "kv_mb": row.kv_bytes_final.value / MEGABYTE,
+            "kv_mb": verdict.held(row) / MEGABYTE,
             "kld": row.quality.kld.value,
             "tpot_ms": row.timing.tpot_ms_median.value,
         }

@@ -15,7 +15,7 @@ from pipeline.reporting.records import FULL, BenchRow, Measure
 from pipeline.reporting.table import percent, plain
 
 LOSSLESS_KLD = 0.01  # nats a token
-SMALL_SHARE = 0.4  # of the merged model's bytes
+SMALL_BITS = 5.5  # of storage a weight takes: blocks of 4-bit integers, their scales, some tensors in more
 LONG_PPL = 1.05  # times full KV's perplexity
 LONG_RECALL = 0.9  # times full KV's recall
 MEGABYTE = 1e6
@@ -64,10 +64,10 @@ def best_quality(results: Results) -> Choice:
 
 
 def small_machine(results: Results) -> Choice:
-    """Return the best of the small GGUF files."""
-    limit = SMALL_SHARE * size(results, "merged")
-    small = [name for name in _ggufs(results) if size(results, name) <= limit]
-    rule = f"The lowest divergence among GGUF files of at most {percent(SMALL_SHARE)} of the merged model’s size."
+    """Return the best of the 4-bit GGUF files."""
+    bits = {name: _comparable(results.quantized[name].bits_per_weight) for name in _ggufs(results)}
+    small = [name for name in bits if bits[name] <= SMALL_BITS]
+    rule = f"The lowest divergence among GGUF files of at most {SMALL_BITS:g} bits a weight."
     name = _least(small, lambda name: _kld(results, name))
     return Choice("4-bit on a small machine", name, _file(results, name), rule, "with full KV")
 
@@ -95,7 +95,12 @@ def thriftiest(results: Results) -> BenchRow | None:
     full, others = deepest(results)
     limit = LONG_PPL * _comparable(full.quality.perplexity)
     near = [row for row in others if _comparable(row.quality.perplexity) <= limit and _remembers(row, full)]
-    return _least(near, lambda row: _comparable(row.kv_bytes_final))
+    return _least([row for row in near if held(row) < held(full)], held)
+
+
+def held(row: BenchRow) -> float:
+    """Return the bytes of keys and values wherever they are: on a CPU, host memory is the cache's own."""
+    return _comparable(row.kv_bytes_final) + _comparable(row.host_bytes)
 
 
 def _remembers(row: BenchRow, full: BenchRow) -> bool:
@@ -169,7 +174,7 @@ def _file(results: Results, name: str | None) -> str:
 def _row(row: BenchRow | None, full: BenchRow) -> str:
     if row is None:
         return f"No policy stays that close to full KV at a depth of {full.depth} tokens; keep full KV."
-    saving = 1 - ratio(row.kv_bytes_final.value, full.kv_bytes_final.value)
+    saving = 1 - ratio(held(row), held(full))
     loss = ratio(row.quality.perplexity.value, full.quality.perplexity.value) - 1
     speed = plain(row.timing.ratio_to_full.value, 2)
     own, whole = late_recall(row), late_recall(full)
