@@ -201,8 +201,10 @@ class BenchRow(Record):
     host_bytes: Measured = Measure(value=0)
     quality: Kept
     timing: Timing
-    recall: dict[str, dict[str, Measured]] = {}
-    kept: list[list[float]] = []  # for each layer the shares of stretches of the prompt that live at the end
+    recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
+    kept: list[list[float]] = Field(
+        default_factory=list
+    )  # for each layer the shares of stretches of the prompt that live at the end
 
     @property
     def name(self) -> str:
