@@ -202,9 +202,7 @@ class BenchRow(Record):
     quality: Kept
     timing: Timing
     recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
-    kept: list[list[float]] = Field(
-        default_factory=list
-    )  # for each layer the shares of stretches of the prompt that live at the end
+    kept: list[list[float]] = Field(default_factory=list)  # layer by stretch of the prompt: the share that is kept
 
     @property
     def name(self) -> str:
