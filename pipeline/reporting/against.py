@@ -13,6 +13,7 @@ from pipeline.reporting.references import Erratum, Figure, Heading, Line, Refere
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, percent, plain, text, words
 from pipeline.reporting.verdict import held
 
+LACKING = "no recipe here"
 MERGED = "merged"  # what an encoding is measured beside
 MEASURES: dict[str, tuple[str, Callable[[BenchRow], float | None]]] = {  # name: (heading, its value in our rows)
     "perplexity": ("PPL", lambda row: row.quality.perplexity.value),
@@ -117,7 +118,7 @@ def nearest(results: Results, reference: Reference, row: Line) -> Ours:
     if row.encoding:
         return _weights(results, row)
     if not row.policy:
-        return Ours("", "", {}, row.note or "no recipe of ours does this")
+        return Ours("", "", {}, "; ".join(part for part in (LACKING, row.note) if part))
     rows = results.bench[results.params.bench.encodings[0]].rows
     own = [one for one in rows if one.policy == row.policy]
     if not own:
