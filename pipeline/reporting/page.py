@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.reporting import answers, figures, kv, provenance, tables, text, training, verdict
+from pipeline.reporting import against, answers, figures, kv, provenance, references, tables, text, training, verdict
 from pipeline.reporting.load import Results
 from pipeline.reporting.records import Measure, Speed
 from pipeline.reporting.table import interval, percent, plain
@@ -21,13 +21,13 @@ ANSWERS = {1: "Yes.", 0: "Not shown.", -1: "No."}
 MOVES = {1: "rises", 0: "moves", -1: "falls"}
 
 
-def html(report: dict[str, Any]) -> str:
-    """Return the report as one HTML page that loads nothing and runs no script but its own."""
+def html(report: dict[str, Any], template: str = "page.html.j2") -> str:
+    """Return the report, or another page, as one HTML file that loads nothing and runs no script but its own."""
     environment = _environment(autoescape=True, finalize=_inert)
     script = Markup((HERE / "page.js").read_text(encoding="utf-8"))
     style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(report, script=script, style=style, digest=digest)
+    return environment.get_template(template).render(report, script=script, style=style, digest=digest)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -85,6 +85,8 @@ def context(results: Results) -> dict[str, Any]:
         "versions": provenance.versions(),
         "machine": results.bench[benched].machine,
         "benchmark": provenance.machine(results.bench[benched]),
+        "references": against.comparisons(results, references.load()),
+        "errata": against.errata_table(references.errata()),
     }
 
 

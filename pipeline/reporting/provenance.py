@@ -82,22 +82,23 @@ def timings(results: Results) -> Table:
 
 def settings(params: Params) -> Table:
     """Return every parameter of the run."""
-    return _pairs("Parameter", _leaves(params.model_dump(mode="json")))
+    return _pairs("Parameter", leaves(params.model_dump(mode="json")))
 
 
 def machine(bench: Bench) -> Table:
     """Return where a benchmark ran and how."""
-    return _pairs("Benchmark", _leaves(bench.machine.model_dump() | bench.settings))
+    return _pairs("Benchmark", leaves(bench.machine.model_dump() | bench.settings))
 
 
 def _pairs(label: str, items: Iterable[tuple[str, str]]) -> Table:
     return build([words(label, lambda pair: text(pair[0])), words("Value", lambda pair: text(pair[1]))], items)
 
 
-def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the text of every value of nested settings."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _leaves(value, f"{name}.{key}" if name else key)
+            yield from leaves(value, f"{name}.{key}" if name else key)
     else:
         yield name, ", ".join(map(str, node)) if isinstance(node, list) else str(node)
 
