@@ -248,7 +248,7 @@ def test_what_summaries_cost_is_counted():
 
 def test_a_prompt_without_its_tokens_is_refused():
     prompt = prefilled(TorchKvEngine(qwen3()), random_ids(9), FULL)
-    with pytest.raises(RuntimeError, match="must be fed its prompt"):
+    with pytest.raises(ValueError, match="must be fed its prompt"):
         stream_of(qwen3(), small("snapkv_lite_cpu_reprefill", 3), 40).take(prompt)
 
 

@@ -51,6 +51,7 @@ class Trial:
     kv_bytes: int  # measured at the end
     kv_bytes_peak: int  # accounted at the peak
     state_bytes: int  # what the policy keeps beside keys and values
+    host_bytes: int  # keys and values of entries that may come back
     flops_prefill: int
     flops_token: float  # of a decoded token, on average
     summary: Account | None  # what its summaries have cost, in whole
@@ -104,6 +105,7 @@ def run(
             kv_bytes=cache.kv_bytes(),
             kv_bytes_peak=kv_bytes(engine, policy.precision, peaks),
             state_bytes=stream.state_bytes(),
+            host_bytes=stream.host_bytes(),
             flops_prefill=spent,
             flops_token=work.tokens(computed, attended, 1 + aside),
             summary=stream.account,

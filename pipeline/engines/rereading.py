@@ -36,7 +36,7 @@ class TextStream(Stream):
 
     def take(self, prompt: Snapshot) -> None:
         """Refuse: a prompt prefilled elsewhere does not tell its tokens."""
-        raise RuntimeError("a stream that computes entries again must be fed its prompt; make the policy online")
+        raise ValueError("a stream that computes entries again must be fed its prompt; make the policy online")
 
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         self._ids += block

@@ -23,6 +23,7 @@ SIGNALS = {
     ),
     recipe.Logit: lambda by, keep: signals.LastLogit(),
     recipe.Similarity: lambda by, keep: signals.BlockSimilarity(by.block, by.queries, keep.sinks),
+    recipe.Representatives: lambda by, keep: signals.Representatives(by.block, by.queries, by.keys, keep.sinks),
 }
 SIZES = {
     recipe.UniformSizes: lambda sizes, keep: allocators.Uniform(),
@@ -50,6 +51,7 @@ def policy(source: recipe.PolicyRecipe, budget: int | None, slack: int) -> Polic
         slack=own if source.decode else 0,
         summary=source.summary and _summary(source.summary, budget),
         reprefill=source.rebuild == "reprefill",
+        evicted=source.evicted,
     )
 
 
@@ -77,6 +79,17 @@ def too_small(source: recipe.CutRecipe, budget: int, layers: int) -> str | None:
     for layer, size in zip(active, sizes, strict=True):
         if size < least:
             return f"a budget of {budget} leaves {size} entries to layer {layer}, but what always stays needs {least}"
+    return None
+
+
+def too_few(source: recipe.CutRecipe, budget: int) -> str | None:
+    """Say why blocks could not be called back from the host, or None: each one leaves the window as a whole."""
+    if not source.score:
+        return None
+    segments, block = cut(source).segments, source.score.by.block
+    left = budget - segments.sinks - segments.recent_of(budget)
+    if left < block - 1:
+        return f"a budget of {budget} leaves {left} entries to blocks of {block}, which need {block - 1} at least"
     return None
 
 

@@ -53,6 +53,7 @@ class Policy:
     slack: int = 0
     summary: Summary | None = None
     reprefill: bool = False
+    evicted: Literal["dropped", "host"] = "dropped"  # on the host, every entry is a candidate again at each cut
 
     @property
     def cuts(self) -> tuple[Cut, ...]:

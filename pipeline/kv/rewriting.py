@@ -47,6 +47,8 @@ class Rewriting(Section):
             raise ValueError("a summary is put back by its own `reinsert`; take `rebuild` out")
         if not self.online or self.prefill or self.positions != "compact":
             raise ValueError("summary and `rebuild: reprefill` need `online: true`, compact positions, no `prefill`")
+        if self.evicted == "host":
+            raise ValueError("evicted entries either live on or are computed anew; take `evicted: host` out")
         cut = self.decode
         equal = cut.sizes.shape == "uniform" and not cut.skip and not cut.drop
         if not equal or (cut.score and cut.score.share != "model"):
