@@ -46,7 +46,7 @@ class Snapshot:
             positions=[positions[:, start:stop] for positions in self.positions],
         )
 
-    def moved(self, by: int, rope: Rope) -> Snapshot:
+    def shifted(self, by: int, rope: Rope) -> Snapshot:
         """Return the snapshot with all positions, the next token's too, greater by ``by``."""
         return replace(
             self,

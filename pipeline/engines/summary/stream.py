@@ -99,7 +99,7 @@ class SummaryStream(TextStream):
             self._reread([*summary, *rest], origins)
         else:
             self._reread(summary, origins[: first + len(summary)])
-            self._shift(newest.part(behind, newest.lives[0]).moved(len(summary) - len(self.summary), self._rope))
+            self._shift(newest.part(behind, newest.lives[0]).shifted(len(summary) - len(self.summary), self._rope))
             self._ids += rest
         self.summary = summary
 
