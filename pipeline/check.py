@@ -45,7 +45,7 @@ def recipes_of(params: Params) -> Iterator[str]:
         (models.read, [params.model]),
         (recipe.read, params.quantize.encodings),
         (bert_f1.read, [params.evaluate.scorer]),
-        (policy.read, params.bench.policies),
+        (policy.read, dict.fromkeys((*params.bench.policies, *params.bench.lossless.policies))),
     ]
     for read, names in readers:
         for name in names:

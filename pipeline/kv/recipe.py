@@ -227,7 +227,7 @@ class PolicyRecipe(Section):
     narrow: Narrow | None = None
     positions: Literal["original", "compact"] | Clamped = "original"
     precision: Types = Types()
-    slack: Count | None = None  # tokens between two cuts; null: the benchmark's
+    slack: Count | Annotated[float, Field(gt=0, lt=1)] | None = None  # tokens between cuts, or a share of the budget
 
     @model_validator(mode="after")
     def _online_needs_a_rule(self) -> PolicyRecipe:
