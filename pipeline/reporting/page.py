@@ -10,9 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.reporting import answers, figures, provenance, tables, text, verdict
+from pipeline.reporting import answers, figures, provenance, tables, text, trials, verdict
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import FULL, Bench, Measure, Speed
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import FULL, Bench, Speed
 from pipeline.reporting.table import Table, interval, percent, plain
 from pipeline.reporting.verdict import MEGABYTE
 
@@ -62,6 +63,7 @@ def context(results: Results) -> dict[str, Any]:
         "scoreboard": tables.scoreboard(results, [choice.name for choice in choices[:-1]]),
         "cost": cost_figures(results),
         "bench": bench_tables(results),
+        "trials": {name: trials.tables(one) for name, one in results.bench.items()},
         "speed": speed_tables(results.speed),
         "compositions": tables.compositions(results),
         "benched": benched,

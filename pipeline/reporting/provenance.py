@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.config import Params
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import Bench, Measure, Parity
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import Bench, Parity
 from pipeline.reporting.table import Cell, Column, Table, build, measured, number, text, words
 from pipeline.reporting.verdict import MEGABYTE
 

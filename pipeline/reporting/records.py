@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.reporting.measured import Measured, Record
 
 FULL = "full"  # the KV policy that all others are measured beside
 SEEN, UNSEEN = "seen", "unseen"  # whether a question was read before the cache was cut
-
-
-class Record(BaseModel):
-    """A part of a stage's JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class Measure(Record):
-    """A measured number (pipeline.metrics.measure); "nan" and "inf" become the numbers they name."""
-
-    value: float
-    stderr: float | None = None
-    ci95: tuple[float, float] | None = None
-    n: int | None = None
-    unit: str | None = None
-    better: str | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether there is a number to compare."""
-        return math.isfinite(self.value)
-
-
-def _as_measure(raw: Any) -> Any:
-    return {"value": raw} if isinstance(raw, int | float | str) else raw
-
-
-Measured = Annotated[Measure, BeforeValidator(_as_measure)]  # a count may stand as a plain number
 
 
 class Tokens(Record):
@@ -215,6 +187,14 @@ class Kept(Record):
     same_top: Measured
 
 
+class DialogueRecall(Record):
+    """Answers to questions about what was told early in conversations."""
+
+    exact_match: Measured
+    bert_f1: Measured
+    kv_bytes_mean: Measured
+
+
 class BenchRow(Record):
     """One policy at one depth and budget; recall by kind of task and by whether the question was seen at the cut."""
 
@@ -227,7 +207,8 @@ class BenchRow(Record):
     kv_bytes_final: Measured
     quality: Kept
     timing: Timing
-    recall: dict[str, dict[str, Measured]] = {}
+    recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
+    dialogue_recall: DialogueRecall | None = None
 
     @property
     def name(self) -> str:
@@ -245,6 +226,20 @@ class BenchRow(Record):
         return _mean([sights[UNSEEN].value for sights in self.recall.values() if UNSEEN in sights])
 
 
+class LosslessRow(Record):
+    """One policy that drafts while full KV verifies; ``timing`` has the speed beside full KV alone."""
+
+    policy: str
+    budget: int | None = None
+    depth: int
+    draft_tokens: int
+    acceptance: Measured
+    tokens_per_call: Measured
+    identical: bool
+    shortfall: Measured
+    timing: dict[str, Measured]
+
+
 class Bench(Record):
     """eval/bench/<encoding>.json: one model under every KV-cache policy."""
 
@@ -252,6 +247,7 @@ class Bench(Record):
     machine: Machine
     settings: dict[str, Any]
     rows: Annotated[list[BenchRow], Field(min_length=1)]
+    lossless: list[LosslessRow] = Field(default_factory=list)
 
 
 def _mean(shares: list[float]) -> float | None:

@@ -1,0 +1,67 @@
+"""Tables that a KV benchmark may have besides its policies: recall in dialogues, lossless decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipeline.reporting.records import FULL, Bench, BenchRow, LosslessRow
+from pipeline.reporting.table import Cell, Column, Table, build, measured, number, text, words
+from pipeline.reporting.verdict import MEGABYTE
+
+DIALOGUES = "Recall in conversations at depth {depth}"
+DIALOGUES_NOTE = (
+    "A patient tells facts in the first turns of a conversation that goes on to this depth; the last turn asks for "
+    "one. Exact answers begin with what was told; BERT-F1 compares the answer’s first sentence with the right one, "
+    "whose opening is given. KV bytes are the mean over the tokens fed, without a prompt that is read whole and then "
+    "cut; brackets are 95 % intervals."
+)
+LOSSLESS = "Lossless decoding at depth {depth}"
+LOSSLESS_NOTE = (
+    "A policy drafts, full KV verifies, and the text is full KV’s own greedy text: tokens may differ only where two "
+    "choices nearly tie, since blocks and single tokens are rounded differently. Both caches are held."
+)
+
+
+def tables(bench: Bench) -> list[tuple[str, Table, str]]:
+    """Return heading, table and note of each that was measured."""
+    asked = sorted((row for row in bench.rows if row.dialogue_recall), key=lambda row: row.policy != FULL)
+    found = []
+    if asked:
+        found.append((DIALOGUES.format(depth=asked[0].depth), dialogues(asked), DIALOGUES_NOTE))
+    if bench.lossless:
+        found.append((LOSSLESS.format(depth=bench.lossless[0].depth), lossless(bench.lossless), LOSSLESS_NOTE))
+    return found
+
+
+def dialogues(rows: Sequence[BenchRow]) -> Table:
+    """Return what each policy recalls of conversations."""
+
+    def recalled(name: str, digits: int, scale: float = 1, ci: bool = False) -> Callable[[BenchRow], Cell]:
+        return lambda row: measured(getattr(row.dialogue_recall, name), digits, scale, ci)
+
+    columns = [
+        words("Policy", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
+        Column("KV, MB", recalled("kv_bytes_mean", 2, 1 / MEGABYTE), "KV cache, mean over the tokens fed", "lower"),
+        Column("Exact, %", recalled("exact_match", 0, 100, ci=True), "answers that begin with the fact", "higher"),
+        Column("BERT-F1", recalled("bert_f1", 3), "the answer’s first sentence against the right one", "higher"),
+    ]
+    return build(columns, rows)
+
+
+def lossless(rows: Sequence[LosslessRow]) -> Table:
+    """Return how well each policy drafts for full KV."""
+    columns = [
+        words("Draft", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep in the draft’s cache"),
+        Column("Tokens drafted", lambda row: number(row.draft_tokens, 0), "at most, for one verification"),
+        Column("Accepted, %", lambda row: measured(row.acceptance, 1, 100), "drafts that full KV chose too", "higher"),
+        Column("Tokens/call", lambda row: measured(row.tokens_per_call, 2), "tokens a verification gives", "higher"),
+        Column("× full", lambda row: measured(row.timing["ratio_to_full"], 2), "speed beside full KV alone", "higher"),
+        words("Identical", _identical, "whether the text is that of full KV decoding token by token"),
+    ]
+    return build(columns, rows)
+
+
+def _identical(row: LosslessRow) -> Cell:
+    return text("yes" if row.identical else f"parts at a gap of {row.shortfall.value:.2g} logits")
