@@ -26,6 +26,7 @@ DRAFTED = {
     "acceptance": measure(0.8182),
     "tokens_per_call": measure(3.94),
     "identical": True,
+    "identical_single": True,
     "shortfall": measure(0.0),
     "timing": {"ratio_to_full": measure(1.37)},
 }
@@ -59,7 +60,12 @@ def test_recall_in_conversations_is_shown_by_policy(results):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({}, "yes"), ({"identical": False, "shortfall": measure(3e-5)}, "parts at a gap of 3e-05")]
+    ("changes", "words"),
+    [
+        ({}, r"yes +\| +the same"),
+        ({"identical": False}, r"no +\|"),
+        ({"identical_single": False, "shortfall": measure(0.0013)}, r"yes +\| +parts, gap 0\.0013 logits"),
+    ],
 )
 def test_lossless_decoding_says_whether_the_text_is_the_same(results, changes, words):
     bend(BENCH, "lossless", value=[DRAFTED | changes])

@@ -26,7 +26,8 @@ ENGINES = {"llama": F32, "reference": Precision()}  # and the precision that bot
 CASES = [(engine, name) for engine in ENGINES for name in (NAMES if engine == "llama" else PLAIN)]
 KINDS = ("recent_only", "streaming_llm", "h2o", "h2o_online", "tova_online", "snapkv", "gemfilter", "fastkv")
 DRAFTS = [case for case in CASES if case[0] == "llama" or case[1] in KINDS]
-TOKENS, MOST = 24, 4
+TOKENS, MOST = 24, 3
+BLOCK = speculative.block_size(MOST)
 IDS = random_ids(PROMPT)
 
 
@@ -37,7 +38,7 @@ def opened(request):
 
     def start(engine: str, policy: Policy, ids: list[int] = IDS) -> tuple[Stream, np.ndarray]:
         loaded = request.getfixturevalue(engine)
-        caches.append(loaded.cache(room(loaded, policy, len(ids), len(ids) + TOKENS)))
+        caches.append(loaded.cache(room(loaded, policy, len(ids), len(ids) + TOKENS + BLOCK)))
         stream = Stream(loaded, caches[-1], policy)
         if policy.online:
             return stream, stream.feed(ids)[-1]
@@ -90,9 +91,22 @@ def test_drafts_that_err_are_rejected_from_the_first_wrong_one(opened, engine):
     verifier, logits = opened(engine, full(engine))
     text = greedy.decode(*opened(engine, full(engine)), 4)
     wrong = (text[2] + 1) % len(logits)
-    assert speculative.verify(verifier, text[0], [text[1], wrong, text[3]]) == (1, text[2])
+    assert speculative.verify(verifier, text[0], [text[1], wrong, text[3]], BLOCK) == (1, text[2])
     assert verifier.seen == PROMPT + 2
     assert greedy.decode(verifier, verifier.feed([text[2]])[-1], 1) == [text[3]]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_full_kv_alone_gives_the_same_text_in_blocks(opened, engine):
+    stream, logits = opened(engine, full(engine))
+    text = greedy.decode(*opened(engine, full(engine)), TOKENS)
+    assert speculative.alone(stream, greedy.best(logits), TOKENS, MOST) == text
+    assert stream.seen == PROMPT + TOKENS - 1
+
+
+@pytest.mark.parametrize(("most", "block"), [(1, 4), (3, 4), (4, 8), (7, 8)])
+def test_a_block_is_a_multiple_of_what_kernels_compute_at_once(most, block):
+    assert speculative.block_size(most) == block
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -27,8 +27,9 @@ from pipeline.metrics.measure import measure
 class Run:
     """One document's text by both ways; seconds on the wall, the prompts left out."""
 
-    expected: list[int]  # full KV's greedy text, token by token
+    single: list[int]  # full KV's greedy text, token by token
     full_seconds: float
+    alone: list[int]  # the same, each token scored in a block of the size that verifies
     found: Verified
     seconds: float
     shortfall: float
@@ -42,11 +43,12 @@ def rows(engine: KvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[dict]
     runs: dict[Case, list[Run]] = {case: [] for case in planned.drafting}
     for document in planned.documents[depth]:
         shared = Prompts(engine, document.prompt, [FULL, *(case.policy for case in planned.drafting)])
-        expected, full_seconds = plain(engine, document, shared, tokens)
+        single, full_seconds = plain(engine, document, shared, tokens)
+        alone = in_blocks(engine, document, shared, (tokens, most))
         for case, done in runs.items():
             found, seconds = drafted(engine, case.policy, document, shared, (tokens, most))
-            short = 0.0 if found.ids == expected else shortfall(engine, document, shared, found.ids)
-            done.append(Run(expected, full_seconds, found, seconds, short))
+            short = 0.0 if found.ids == single else shortfall(engine, document, shared, found.ids)
+            done.append(Run(single, full_seconds, alone, found, seconds, short))
             bar.update()
     return [row(case, depth, most, done) for case, done in runs.items()]
 
@@ -57,13 +59,20 @@ def plain(engine: KvEngine, document: Document, prompts: Prompts, tokens: int) -
         return timed(greedy.decode, stream, logits, tokens)
 
 
+def in_blocks(engine: KvEngine, document: Document, prompts: Prompts, sizes: tuple[int, int]) -> list[int]:
+    """Return full KV's greedy text, each token scored in a block of the size that verifies drafts."""
+    tokens, most = sizes
+    with reading(engine, FULL, document, prompts, tokens + speculative.block_size(most)) as (stream, logits):
+        return speculative.alone(stream, greedy.best(logits), tokens, most)
+
+
 def drafted(
     engine: KvEngine, policy: Policy, document: Document, prompts: Prompts, sizes: tuple[int, int]
 ) -> tuple[Verified, float]:
     """Return the text that a policy drafted and full KV verified, and its seconds."""
     tokens, most = sizes
     with (
-        reading(engine, FULL, document, prompts, tokens) as (full, logits),
+        reading(engine, FULL, document, prompts, tokens + speculative.block_size(most)) as (full, logits),
         reading(engine, policy, document, prompts, tokens) as (draft, _),
     ):
         return timed(speculative.decode, full, draft, greedy.best(logits), tokens, most)
@@ -105,7 +114,8 @@ def row(case: Case, depth: int, most: int, runs: Sequence[Run]) -> dict:
         ),
         "tokens_per_call": uncertainty.ratio_measure(produced, calls, unit="tokens", better="higher"),
         "calls": measure(sum(calls), unit="calls", better="lower"),
-        "identical": all(run.found.ids == run.expected for run in runs),
+        "identical": all(run.found.ids == run.alone for run in runs),
+        "identical_single": all(run.found.ids == run.single for run in runs),
         "shortfall": measure(max(run.shortfall for run in runs), unit="logits", better="lower"),
         "timing": {
             "seconds": measure(seconds, unit="s", better="lower"),

@@ -5,9 +5,12 @@ is what the verifier would have chosen. The draft is the same model with a compr
 al., 2024, arXiv 2404.11912) and MagicDec (Chen et al., 2024, arXiv 2408.11049). Both caches are held; memory is not
 saved.
 
-Every token is the verifier's own choice among logits that full KV gives to a block of tokens. Kernels may round a
-block otherwise than single tokens, so that where two tokens nearly tie, the text may part from that of full KV decoded
-one by one; :func:`shortfall` says by how much.
+Every token is the verifier's own choice among logits that full KV gives to a block of tokens. Kernels round a block
+otherwise than a single token, and with quantised weights, whose inputs are rounded to eight bits as well, the logits
+then differ by tenths. So all blocks have one size, filled up with tokens that are taken back: a token's row then does
+not depend on the tokens around it, and the text is that of full KV which scores every token in such a block
+(:func:`alone`), whatever was drafted. From full KV fed one by one it may part where two tokens nearly tie;
+:func:`shortfall` says how nearly.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import numpy as np
 
 from pipeline.engines.greedy import best
 from pipeline.engines.stream import Mark, Stream
+
+ROWS = 4  # tokens that llama.cpp's kernels compute at once; a rest of fewer is rounded otherwise
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,19 @@ class Burst:
     marks: list[Mark]  # where the draft stood before it was fed each of them
 
 
+def block_size(most: int) -> int:
+    """Return how many tokens full KV scores at once where at most ``most`` are drafted; its cache needs that room."""
+    return -(-(most + 1) // ROWS) * ROWS
+
+
+def alone(full: Stream, first: int, tokens: int, most: int) -> list[int]:
+    """Return the text that :func:`decode` gives whatever is drafted: every token is scored in a block of that size."""
+    ids = [first]
+    while len(ids) < tokens:
+        ids.append(verify(full, ids[-1], [], block_size(most))[1])
+    return ids
+
+
 def decode(full: Stream, draft: Stream, first: int, tokens: int, most: int) -> Verified:
     """Return ``tokens`` ids, ``first`` among them: full KV's choice after the prompt, which both streams have read.
 
@@ -49,7 +67,7 @@ def decode(full: Stream, draft: Stream, first: int, tokens: int, most: int) -> V
     drafted = accepted = calls = 0
     while len(ids) < tokens:
         burst = propose(draft, unread, min(most, tokens - len(ids) - 1))
-        agreed, own = verify(full, ids[-1], burst.ids)
+        agreed, own = verify(full, ids[-1], burst.ids, block_size(most))
         if agreed < len(burst.ids):
             draft.rewind(burst.marks[agreed])
             unread = [own]
@@ -71,15 +89,16 @@ def propose(draft: Stream, unread: Sequence[int], most: int) -> Burst:
     return burst
 
 
-def verify(full: Stream, newest: int, drafts: Sequence[int]) -> tuple[int, int]:
+def verify(full: Stream, newest: int, drafts: Sequence[int], block: int) -> tuple[int, int]:
     """Return how many drafts after the ``newest`` token full KV agrees with, and its own token after them.
 
-    All are scored in one append; what it does not agree with is taken back.
+    All are scored in one append of ``block`` tokens; what it does not agree with, and what fills it up, is taken back.
     """
-    scores = full.feed([newest, *drafts], every=True)
+    coming = [newest, *drafts]
+    scores = full.feed([*coming, *[newest] * (block - len(coming))], every=True)
     choices = scores.argmax(axis=-1)
-    agreed = int(np.logical_and.accumulate(choices[:-1] == np.asarray(drafts, dtype=choices.dtype)).sum())
-    full.rewind(Mark(full.seen - len(drafts) + agreed, scores[agreed]))
+    agreed = int(np.logical_and.accumulate(choices[: len(drafts)] == np.asarray(drafts, dtype=choices.dtype)).sum())
+    full.rewind(Mark(full.seen - block + agreed + 1, scores[agreed]))
     return agreed, int(choices[agreed])
 
 

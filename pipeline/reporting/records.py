@@ -235,7 +235,8 @@ class LosslessRow(Record):
     draft_tokens: int
     acceptance: Measured
     tokens_per_call: Measured
-    identical: bool
+    identical: bool  # to full KV that scores in blocks of one size
+    identical_single: bool  # to full KV fed one by one
     shortfall: Measured
     timing: dict[str, Measured]
 
