@@ -45,10 +45,12 @@ def rows(engine: KvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[dict]
         shared = Prompts(engine, document.prompt, [FULL, *(case.policy for case in planned.drafting)])
         single, full_seconds = plain(engine, document, shared, tokens)
         alone = in_blocks(engine, document, shared, (tokens, most))
+        short = {tuple(single): 0.0}
         for case, done in runs.items():
             found, seconds = drafted(engine, case.policy, document, shared, (tokens, most))
-            short = 0.0 if found.ids == single else shortfall(engine, document, shared, found.ids)
-            done.append(Run(single, full_seconds, alone, found, seconds, short))
+            if (text := tuple(found.ids)) not in short:  # most often one text for all
+                short[text] = shortfall(engine, document, shared, text)
+            done.append(Run(single, full_seconds, alone, found, seconds, short[text]))
             bar.update()
     return [row(case, depth, most, done) for case, done in runs.items()]
 
