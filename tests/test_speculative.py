@@ -25,7 +25,7 @@ PLAIN = [name for name in NAMES if not recipe.read(name).types.quantised]
 ENGINES = {"llama": F32, "reference": Precision()}  # and the precision that both store alike
 CASES = [(engine, name) for engine in ENGINES for name in (NAMES if engine == "llama" else PLAIN)]
 KINDS = ("recent_only", "streaming_llm", "h2o", "h2o_online", "tova_online", "snapkv", "gemfilter", "fastkv")
-DRAFTS = [case for case in CASES if case[0] == "llama" or case[1] in KINDS]
+DRAFTS = [(engine, name) for engine, name in CASES if name in KINDS or name not in PLAIN]
 TOKENS, MOST = 24, 3
 BLOCK = speculative.block_size(MOST)
 IDS = random_ids(PROMPT)
