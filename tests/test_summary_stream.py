@@ -15,6 +15,7 @@ from pipeline.engines.cache import Room
 from pipeline.engines.opening import opened
 from pipeline.engines.prompt import prefilled
 from pipeline.engines.rereading import TextStream
+from pipeline.engines.stream import Aside
 from pipeline.engines.summary.stream import SummaryStream
 from pipeline.engines.summary.writer import Extractive, Writer
 from pipeline.engines.torch.kv import TorchKvEngine
@@ -239,11 +240,28 @@ def test_what_summaries_cost_is_counted():
     assert plain.account is None
     assert account.made + account.failures > 3
     assert account.computed > 0 < account.writing
-    assert stream.computed >= 150 + account.computed
-    assert plain.computed == plain.seen == stream.seen == 150
-    assert stream.attended > plain.attended
+    assert stream.aside.tokens > account.computed
+    assert stream.aside.attended > stream.aside.tokens
+    assert plain.aside == Aside()
+    assert plain.seen == stream.seen == 150
+    assert stream.attended < plain.attended, "some of the room was empty"
     assert account.kind == "f16"  # the default stands for what the engine stores
     assert account.kv_bytes > 0
+
+
+@pytest.mark.parametrize("name", REWRITING)
+def test_tokens_can_be_taken_back_up_to_the_last_cut(name):
+    policy, ids = small_summary(name), random_ids(60)
+    stream = stream_of(qwen3(), policy, 60, Told(TEXTS) if policy.summary else None)
+    stream.feed(ids[:40])
+    while stream.room < 3:
+        stream.feed(ids[stream.seen : stream.seen + 1])
+    before, mark = stream.entry_ids, stream.mark()
+    stream.feed([70, 71])
+    assert stream.entry_ids == [*before, 70, 71]
+    stream.rewind(mark)
+    assert stream.entry_ids == before
+    assert stream.lives[0] == len(before)
 
 
 def test_a_prompt_without_its_tokens_is_refused():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import enter
+from pipeline.engines import greedy
 from pipeline.engines.cache import KvEngine
-from pipeline.engines.greedy import greedy
 from pipeline.engines.opening import opened
 from pipeline.engines.stream import room
 from pipeline.kv.policy import Policy
@@ -18,27 +19,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+class Question(Protocol):
+    """A prompt that ends with a question, and how long an answer may be."""
+
+    prompt_ids: Sequence[int]
+    tokens: int
+    stop: int | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer, and how many entries a layer its tokens saw on average, and those fed before it."""
+
+    ids: list[int]
+    entries: float
+
+
 def answer(
     engine: KvEngine,
     policy: Policy,
-    task: RecallTask,
+    question: Question,
     prompts: Prompts,
     read: int,
     words: PreTrainedTokenizerBase | None = None,
-) -> list[int]:
+) -> Answer:
     """Return the greedy answer after ``read`` tokens of the prompt were prefilled and cut and the rest was fed.
 
     ``read`` is the whole prompt where the question may vote for what stays, and ends before the question where not.
     ``words`` is the tokenizer that policies with a summary need.
     """
-    ids = list(task.prompt_ids)
-    cache = engine.cache(room(engine, policy, read, len(ids) + len(task.answer_ids)))
+    ids = list(question.prompt_ids)
+    cache = engine.cache(room(engine, policy, read, len(ids) + question.tokens))
     try:
         stream = opened(engine, cache, policy, words)
         logits = enter(stream, policy, ids[:read], prompts)[0]
         if read < len(ids):
             logits = stream.feed(ids[read:])
-        return greedy(stream, logits, len(task.answer_ids))
+        given = greedy.decode(stream, logits[-1], question.tokens, question.stop)
+        fed = stream.seen - (0 if policy.online else read)
+        return Answer(given, stream.attended / (engine.shape.layers * max(1, fed)))
     finally:
         cache.close()
 
@@ -62,6 +81,9 @@ def asked(
         for read in (len(task.prompt_ids), task.question_at)
     }
     return [
-        {name: answer(engine, policy, task, shared[read], read, words) for name, read in reads(policy, task).items()}
+        {
+            name: answer(engine, policy, task, shared[read], read, words).ids
+            for name, read in reads(policy, task).items()
+        }
         for policy in policies
     ]

@@ -79,17 +79,14 @@ def run(
     try:
         stream = opened(engine, cache, policy, words)
         first, peak, prefill, compress = enter(stream, policy, document.prompt, prompts)
-        spent = (
-            work.tokens(stream.computed, stream.attended, 1 + stream.aside)
-            if policy.online
-            else work.prompt(policy, len(document.prompt))
-        )
-        scores, seconds, before = [first], [], _counts(stream)
+        before = _counts(stream)
+        spent = _work(work, before) if policy.online else work.prompt(policy, len(document.prompt))
+        scores, seconds = [first], []
         for token in document.continuation[: pace.warmup + pace.timed]:
             logits, elapsed = timed(stream.feed, [token])
             scores.append(logits)
             seconds.append(elapsed)
-        computed, attended, aside = (_counts(stream) - before) / len(seconds)
+        decoded = (_counts(stream) - before) / len(seconds)
         whole = prefill + compress + sum(seconds)
         if rest := document.continuation[pace.warmup + pace.timed : -1]:
             last, elapsed = timed(partial(stream.feed, rest, every=True))
@@ -107,7 +104,7 @@ def run(
             state_bytes=stream.state_bytes(),
             host_bytes=stream.host_bytes(),
             flops_prefill=spent,
-            flops_token=work.tokens(computed, attended, 1 + aside),
+            flops_token=_work(work, decoded),
             summary=stream.account,
             seconds=whole,
             kept=[origins.numpy() for origins in stream.origins()],
@@ -118,7 +115,14 @@ def run(
 
 
 def _counts(stream: Stream) -> np.ndarray:
-    return np.array([stream.computed, stream.attended, stream.aside])
+    """Return tokens computed, entries that they saw, and predictions besides the text's own."""
+    aside = stream.aside
+    return np.array([stream.seen + aside.tokens, stream.attended + aside.attended, aside.predictions])
+
+
+def _work(work: Work, counts: np.ndarray) -> float:
+    computed, attended, predicted = counts.tolist()
+    return work.tokens(computed, attended, 1 + predicted)
 
 
 def enter(

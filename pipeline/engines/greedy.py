@@ -1,4 +1,4 @@
-"""Greedy decoding from a stream, whatever its policy."""
+"""Greedy decoding of a stream: the likeliest token, every time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import numpy as np
 from pipeline.engines.stream import Stream
 
 
-def greedy(stream: Stream, logits: np.ndarray, most: int, stop: int | None = None) -> list[int]:
-    """Return the continuation behind the newest of float32 ``logits`` [n, vocabulary]: up to ``stop``, ``most`` tokens.
+def best(logits: np.ndarray) -> int:
+    """Return the likeliest token of float32 logits [vocabulary]; of equal ones the first."""
+    return int(np.argmax(logits))
 
-    The last one is not fed.
+
+def decode(stream: Stream, logits: np.ndarray, tokens: int, stop: int | None = None) -> list[int]:
+    """Return the next ``tokens`` ids after float32 ``logits`` [vocabulary], the stream's newest.
+
+    ``stop`` ends them early and is the last one then. The last id is returned without being fed.
     """
-    given = [int(np.argmax(logits[-1]))]
-    while len(given) < most and given[-1] != stop:
-        given.append(int(np.argmax(stream.feed(given[-1:])[-1])))
-    return given
+    ids = [best(logits)]
+    while len(ids) < tokens and ids[-1] != stop:
+        ids.append(best(stream.feed(ids[-1:])[-1]))
+    return ids

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.engines.cache import Cache, KvEngine
 from pipeline.engines.snapshot import Snapshot, evict
-from pipeline.engines.stream import Stream
+from pipeline.engines.stream import Mark, Stream
 from pipeline.kv.policy import Policy
 
 ID_BYTES = 8
@@ -38,6 +38,12 @@ class TextStream(Stream):
         """Refuse: a prompt prefilled elsewhere does not tell its tokens."""
         raise ValueError("a stream that computes entries again must be fed its prompt; make the policy online")
 
+    def rewind(self, mark: Mark) -> None:
+        """Take back the tokens that came after ``mark``, as :meth:`Stream.rewind` says."""
+        count = self.seen - mark.seen
+        super().rewind(mark)
+        self._ids = self._ids[: len(self._ids) - count]
+
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         self._ids += block
         return super()._append(block, every)
@@ -57,8 +63,12 @@ class TextStream(Stream):
         state, count = self.snapshot(), self._prefix
         self._write(replace(state.part(0, count), queries=[], seen=count, upcoming=count))
         self._ids = self._ids[:count]
+        attended = self.attended
         for first in range(0, len(ids), self._cache.block):
             self._append(ids[first : first + self._cache.block], False)
+        self.aside.tokens += len(ids)
+        self.aside.attended += self.attended - attended
+        self.attended = attended
         again = self.snapshot()
         queries = [replace(layer, origins=origins[layer.origins]) for layer in again.queries]  # so far counted from 0
         self._write(replace(again, origins=self._for_all(origins), queries=queries, seen=state.seen))

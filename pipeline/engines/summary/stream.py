@@ -83,9 +83,9 @@ class SummaryStream(TextStream):
         started = time.perf_counter()
         found = writer.write(old, self.ledger.waiting, self._whole.summary.tokens)
         self._account.add(found, time.perf_counter() - started)
-        self.computed += found.computed
-        self.attended += found.attended
-        self.aside += found.predicted
+        self.aside.tokens += found.computed
+        self.aside.attended += found.attended
+        self.aside.predictions += found.predicted
         return found
 
     def _insert(self, summary: tuple[int, ...]) -> None:

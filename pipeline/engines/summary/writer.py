@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline import prompts
+from pipeline.engines import greedy
 from pipeline.engines.cache import Cache, KvEngine, Room
-from pipeline.engines.greedy import greedy
 from pipeline.engines.stream import Stream
 from pipeline.engines.summary import sentences
 from pipeline.engines.summary.ledger import Passage
@@ -71,10 +71,10 @@ class ModelWriter:
         stop = prompts.end_of_turn_id(self.words)
         try:
             stream = Stream(self.engine, cache, Policy(precision=precision))
-            given = greedy(stream, stream.feed(prompt), most + 1, stop)
+            given = greedy.decode(stream, stream.feed(prompt)[-1], most + 1, stop)
             return Written(
                 ids=tuple(given if given[-1] != stop else self._plain(given[:-1])),
-                computed=stream.computed,
+                computed=stream.seen,
                 attended=stream.attended,
                 predicted=len(given),
                 kv_bytes=cache.kv_bytes(),
