@@ -210,9 +210,7 @@ class BenchRow(Record):
     host_bytes: Measured = Measure(value=0)
     quality: Kept
     timing: Timing
-    summary: dict[str, Measured] | None = (
-        None  # what summaries took and gave a document; their cache is not in kv_bytes
-    )
+    summary: dict[str, Measured] | None = None  # what summaries took and gave, a document
     recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
     dialogue_recall: DialogueRecall | None = None
     kept: list[list[float]] = Field(default_factory=list)  # layer by stretch of the prompt: the share that is kept
