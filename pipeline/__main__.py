@@ -8,13 +8,15 @@ import sys
 
 from pipeline import stage
 
-VERBS = {  # verb: (module whose main() does it, what it does)
+VERBS = {  # verb: (module whose main() does it, what it does); main takes arguments if add_arguments declares some
     "check": ("pipeline.check", "validate params, recipes, environment and inputs in about a second"),
+    "chat": ("pipeline.chat", "talk to a quantised model in the terminal under a KV-cache policy"),
     "list": ("pipeline.catalogue", "print the models, encodings, scorers and KV policies to choose from"),
 }
 EXAMPLES = """examples:
   python -m pipeline check
   python -m pipeline list
+  python -m pipeline chat --policy streaming_llm
   dvc repro
   dvc exp run -S lora.r=16
 """
@@ -29,11 +31,17 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="verb")
-    for verb, (_, summary) in VERBS.items():
-        verbs.add_parser(verb, help=summary, description=summary)
-    module, _ = VERBS[parser.parse_args().verb]
+    module = None
+    for verb, (name, summary) in VERBS.items():
+        own = verbs.add_parser(verb, help=summary, description=summary)
+        if sys.argv[1:2] == [verb]:  # no other verb is imported
+            module = importlib.import_module(name)
+            takes = hasattr(module, "add_arguments")
+            if takes:
+                module.add_arguments(own)
+    args = parser.parse_args()
     stage.start_logging()
-    return stage.report_errors(lambda: importlib.import_module(module).main())
+    return stage.report_errors(lambda: module.main(args) if takes else module.main())
 
 
 if __name__ == "__main__":

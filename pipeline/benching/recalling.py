@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import enter
 from pipeline.engines.cache import KvEngine
+from pipeline.engines.generate import greedy
 from pipeline.engines.stream import Stream, room
 from pipeline.kv.policy import Policy
 from pipeline.tasks.recall import RecallTask
@@ -26,10 +25,7 @@ def answer(engine: KvEngine, policy: Policy, task: RecallTask, prompts: Prompts,
         logits = enter(stream, policy, ids[:read], prompts)[0]
         if read < len(ids):
             logits = stream.feed(ids[read:])
-        given = [int(np.argmax(logits[-1]))]
-        while len(given) < len(task.answer_ids):
-            given.append(int(np.argmax(stream.feed(given[-1:])[-1])))
-        return given
+        return list(greedy(stream, logits, len(task.answer_ids)))
     finally:
         cache.close()
 

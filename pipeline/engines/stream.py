@@ -71,7 +71,7 @@ class Stream:
             prompt = evict(prompt, policy.prefill, policy.budget, policy.positions, self._rope)
         if policy.decode:
             prompt = evict(prompt, policy.decode, policy.budget, policy.positions, self._rope)
-        self._write(replace(prompt, memories=copy.deepcopy(list(prompt.memories))))  # others may go on from it too
+        self._write(_apart(prompt))
         wanted = self._window()
         self._queries = [queries.last(wanted) for queries in self._queries] if wanted else []
 
@@ -91,6 +91,14 @@ class Stream:
             upcoming=self._upcoming,
             logits=self._logits,
         )
+
+    def checkpoint(self) -> Snapshot:
+        """Return the sequence as it stands, apart from what is fed later."""
+        return _apart(self.snapshot())
+
+    def resume(self, checkpoint: Snapshot) -> None:
+        """Go on from a checkpoint, any number of times; what was fed since is forgotten."""
+        self._write(_apart(checkpoint))
 
     def state_bytes(self) -> int:
         """Return the bytes of what is kept beside keys and values: running scores and newest queries."""
@@ -159,6 +167,11 @@ def room(engine: KvEngine, policy: Policy, prompt: int, tokens: int) -> Room:
         rows=policy.running is not None,
         bounds=tuple(policy.bounds(layers, prompt, tokens)),
     )
+
+
+def _apart(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that shares no running scores, which change in place."""
+    return replace(snapshot, memories=copy.deepcopy(list(snapshot.memories)))
 
 
 def _extended(old: Tensor, end: int, count: int) -> Tensor:
