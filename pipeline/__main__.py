@@ -13,6 +13,7 @@ VERBS = {  # verb: (module whose main() does it, what it does); main takes argum
     "chat": ("pipeline.chat", "talk to a quantised model in the terminal under a KV-cache policy"),
     "list": ("pipeline.catalogue", "print the models, encodings, scorers and KV policies to choose from"),
 }
+INTERRUPTED = 130  # as shells count it: 128 and SIGINT
 EXAMPLES = """examples:
   python -m pipeline check
   python -m pipeline list
@@ -41,7 +42,10 @@ def main() -> int:
                 module.add_arguments(own)
     args = parser.parse_args()
     stage.start_logging()
-    return stage.report_errors(lambda: module.main(args) if takes else module.main())
+    try:
+        return stage.report_errors(lambda: module.main(args) if takes else module.main())
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     from pipeline.chatting.talk import Talk
     from pipeline.engines.llama.kv import LlamaKvEngine
 
-    print(NOTICE, flush=True)
+    terminal.notice(NOTICE)
     runtime.seed_torch(params.runtime.model_copy(update={"threads": threads}))
     with LlamaKvEngine(path, threads) as engine:
         source = _source(path, engine, params, args.max_tokens or MOST_TOKENS)
@@ -47,10 +47,9 @@ def main(args: argparse.Namespace) -> None:
         talk = Talk(source, chosen)
         try:
             if args.load:
-                print(commands.loaded(talk.load(args.load, chosen if args.policy or args.budget else None), talk))
-            print(
-                f"{path.name} under {talk.session.setting}; kept in {talk.folder}; /help lists the commands", flush=True
-            )
+                result = talk.load(args.load, chosen if args.policy or args.budget else None)
+                terminal.notice(commands.loaded(result, talk))
+            terminal.notice(f"{path.name} under {talk.session.setting}; /help lists the commands")
             terminal.run(talk)
         finally:
             talk.close()

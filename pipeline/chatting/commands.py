@@ -65,7 +65,8 @@ def _policy(talk: Talk, rest: str) -> str:
             raise UserError(f"budget '{number.strip()}': expected a number of entries above 0; {SIGN}policy NAME 1024")
         budget = int(number)
     read = talk.change(name, budget)
-    return f"now {talk.session.setting}; the conversation was read again under it ({read} tokens)"
+    again = f"; the conversation was read again under it ({read} tokens)" if read else ""
+    return f"now {talk.session.setting}{again}"
 
 
 def _fitting(talk: Talk) -> str:
@@ -93,10 +94,8 @@ def _figures(talk: Talk) -> Iterator[tuple[str, str]]:
     left = "" if chosen.limit is None else f" of at most {chosen.limit}"
     yield "read", f"{session.stream.seen} tokens{left}, {len(session.messages)} messages"
     yield "entries", f"{sum(lives) / len(lives):.0f} a layer, at most {max(chosen.most)}"
-    yield (
-        "KV cache",
-        f"{bytes_:,} bytes; at most as many again to take a reply back, {session.stream.state_bytes():,} for the policy",
-    )
+    yield "KV cache", f"{bytes_:,} bytes, at most as many again to take a reply back"
+    yield "beside it", f"{session.stream.state_bytes():,} bytes that the policy keeps"
     if session.overlong:
         yield "overlong", f"{session.overlong} messages were longer than the cache; a part of each was kept"
     if turn := session.last:

@@ -37,13 +37,18 @@ def run(talk: Talk) -> None:
                 _do(talk, line)
             except UserError as error:
                 for problem in error.problems:
-                    _notice(f"error: {problem}")
+                    notice(f"error: {problem}")
             except KeyboardInterrupt:
-                _notice("\nstopped")
+                notice("\nstopped")
             except commands.Quit:
                 return
     if interactive:
         print()  # behind Ctrl-D
+
+
+def notice(text: str) -> None:
+    """Print what is no reply; scripts that read replies do not see it."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def well_formed(text: str) -> tuple[str, int]:
@@ -65,13 +70,13 @@ def _line(interactive: bool) -> str | None:
         except KeyboardInterrupt:
             if not interactive:
                 return None
-            _notice("\nCtrl-D or /quit ends")
+            notice("\nCtrl-D or /quit ends")
 
 
 def _do(talk: Talk, line: str) -> None:
     text, bad = well_formed(line)
     if bad:
-        _notice(f"{bad} bytes were not UTF-8 and became U+FFFD")
+        notice(f"{bad} bytes were not UTF-8 and became U+FFFD")
     if text.startswith(commands.SIGN):
         print(commands.run(talk, text.rstrip()).translate(VISIBLE), flush=True)
     else:
@@ -89,9 +94,9 @@ def _say(talk: Talk, text: str) -> None:
                 break
     print(flush=True)
     if session.overlong > overlong:
-        _notice(f"the message was longer than the cache ({max(session.setting.most)} entries): a part of it was kept")
+        notice(f"the message was longer than the cache ({max(session.setting.most)} entries): a part of it was kept")
     if session.last.ending != ENDED:
-        _notice(ENDINGS[session.last.ending])
+        notice(ENDINGS[session.last.ending])
 
 
 @contextmanager
@@ -129,7 +134,3 @@ def _history(interactive: bool) -> Iterator[None]:
     finally:
         readline.write_history_file(file)
         file.chmod(0o600)
-
-
-def _notice(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
