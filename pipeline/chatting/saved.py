@@ -15,7 +15,9 @@ from pipeline import io
 from pipeline.chatting.session import Point
 from pipeline.chatting.setting import Setting
 from pipeline.engines.llama import library
+from pipeline.engines.snapshot import Snapshot
 from pipeline.errors import UserError
+from pipeline.kv.precision import CacheShape
 from pipeline.prompts import Message
 
 NAME = "state.safetensors"
@@ -66,7 +68,7 @@ def setting_of(folder: Path) -> tuple[str, int | None] | None:
         return None
 
 
-def read(folder: Path, model: str, chosen: Setting, messages: Sequence[Message]) -> Point | None:
+def read(folder: Path, model: str, shape: CacheShape, chosen: Setting, messages: Sequence[Message]) -> Point | None:
     """Return the state of a conversation; None if there is none.
 
     Raises UserError, naming what is wrong or differs, for a state that is damaged or of something else.
@@ -88,9 +90,19 @@ def read(folder: Path, model: str, chosen: Setting, messages: Sequence[Message])
         found, count = Owner(**header["owner"]), int(header["messages"])
         if differing := list(_differences(found, owner(model, chosen, messages[:count]))):
             raise UserError(f"{path}: the state belongs to something else: {'; '.join(differing)}")
-        return Point(count, tree.built(header["snapshot"], arrays))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        snapshot = tree.built(header["snapshot"], arrays)
+        if not _fits(snapshot, shape):
+            raise UserError(f"{path}: the state does not fit this model: another number of layers, heads or entries")
+        return Point(count, snapshot)
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: the state is damaged: {error}") from None
+
+
+def _fits(snapshot: Snapshot, shape: CacheShape) -> bool:
+    """Tell whether every layer has an origin and a position for each of its entries."""
+    entries = [(shape.kv_heads, live) for live in snapshot.lives]
+    places = (snapshot.origins, snapshot.positions)
+    return len(entries) == shape.layers and all([tuple(one.shape) for one in parts] == entries for parts in places)
 
 
 def _differences(found: Owner, expected: Owner) -> Iterator[str]:

@@ -90,7 +90,8 @@ class Talk:
         chosen = chosen or self._saved_setting(folder, refused)
         point = None
         try:
-            point = None if refused else saved.read(folder, self.source.sha256, chosen, messages)
+            if not refused:
+                point = saved.read(folder, self.source.sha256, self.source.model.shape, chosen, messages)
         except UserError as error:
             refused += error.problems
         taken = self._start(messages, chosen, point, refused)
@@ -106,7 +107,7 @@ class Talk:
             try:
                 self.session.start(messages, chosen, point)
                 return True
-            except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            except (RuntimeError, ValueError) as error:
                 refused.append(f"the state does not fit this model: {error}")
         self.session.start(messages, chosen)
         return False
