@@ -49,11 +49,13 @@ def test_the_stream_has_read_what_the_chat_format_renders(talking, llama, tokeni
     session = talking("full").session
     say(session, *LINES)
     ids = prompts.history_ids(tokenizer, session.messages[:-1])
-    assert session.point.snapshot.seen == len(ids)
+    assert session.point.seen == len(ids)
     cache = llama.cache(room(llama, FULL_KV, 0, len(ids)))
     with closing(cache):
         whole = Stream(llama, cache, FULL_KV).feed(ids)[-1]
-    assert np.abs(session.point.snapshot.logits - whole).max() < 0.05  # blocks of other sizes round otherwise
+    assert (
+        np.abs(session.point.checkpoint.snapshot.logits - whole).max() < 0.05
+    )  # blocks of other sizes round otherwise
 
 
 def test_only_new_messages_are_fed(talking, tokenizer):
@@ -173,7 +175,7 @@ def test_an_interrupted_reply_is_closed_and_the_session_goes_on(talking, monkeyp
     assert talk.session.last.ending == TOO_LONG
     other = talking(policy)
     other.session.start(talk.session.messages, other.session.setting)
-    assert talk.session.point.snapshot.seen == other.session.point.snapshot.seen
+    assert talk.session.point.seen == other.session.point.seen
 
 
 def test_an_interrupt_leaves_no_trace_in_the_cache(talking, monkeypatch):
@@ -184,7 +186,7 @@ def test_an_interrupt_leaves_no_trace_in_the_cache(talking, monkeypatch):
     other.session._add({"role": "user", "content": LINES[1]})
     other.session._add({"role": "assistant", "content": ""})
     assert say(one.session, LINES[2]) == say(other.session, LINES[2])
-    assert np.array_equal(one.session.point.snapshot.logits, other.session.point.snapshot.logits)
+    assert np.array_equal(one.session.point.checkpoint.snapshot.logits, other.session.point.checkpoint.snapshot.logits)
 
 
 def test_what_is_typed_never_becomes_a_control_token(talking, tokenizer):

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.chatting import commands, saved, transcript, tree
 from pipeline.chatting.setting import DEFAULT_POLICY
 from pipeline.chatting.talk import Talk
+from pipeline.engines.snapshot import Checkpoint
 from pipeline.errors import UserError
 
 from .chats import BUDGET, LINES, say, source
@@ -61,7 +62,7 @@ def test_a_loaded_conversation_goes_on_with_the_same_bits(talking, tmp_path, pol
     assert (result.messages, result.skipped, result.from_state, result.refused) == (10, 0, True, ())
     assert str(other.session.setting) == str(one.session.setting)
     assert say(one.session, LINES[1], LINES[2]) == say(other.session, LINES[1], LINES[2])
-    mine, theirs = one.session.point.snapshot, other.session.point.snapshot
+    mine, theirs = one.session.point.checkpoint.snapshot, other.session.point.checkpoint.snapshot
     assert np.array_equal(mine.logits, theirs.logits)
     assert all(a.equal(b) for a, b in zip(mine.origins, theirs.origins, strict=True))
 
@@ -71,7 +72,7 @@ def test_after_a_kill_the_state_is_brought_up_to_the_transcript(kept, talking):
     other = talking()
     assert other.load(kept.folder).from_state
     assert other.session.messages == kept.session.messages
-    assert other.session.point.snapshot.seen == kept.session.point.snapshot.seen
+    assert other.session.point.seen == kept.session.point.seen
     assert say(other.session, LINES[3]) == say(kept.session, LINES[3])
 
 
@@ -116,7 +117,7 @@ def forged(path, seen):
     with safe_open(path, "numpy") as file:
         header = json.loads(file.metadata()[saved.KEY])
     arrays = load_file(path)
-    header["snapshot"] = {"class": "Popen", "fields": {"args": "true"}}
+    header["checkpoint"] = {"class": "Popen", "fields": {"args": "true"}}
     text = json.dumps(header, ensure_ascii=False, sort_keys=True)
     save_file(arrays, path, {saved.KEY: text, "checksum": saved._checksum(text, arrays)})
 
@@ -130,7 +131,7 @@ def test_a_damaged_state_is_refused_and_the_text_is_read(kept, talking, damage):
     assert "the state is damaged" in result.refused[0]
     assert str(kept.folder / saved.NAME) in result.refused[0]
     assert other.session.messages == kept.session.messages
-    assert result.read == kept.session.point.snapshot.seen
+    assert result.read == kept.session.point.seen
     assert "state refused" in commands.loaded(result, other)
     assert say(other.session, "好")
 
@@ -150,7 +151,8 @@ def no_origins(snapshot):
 @pytest.mark.parametrize("change", [fewer_layers, fewer_entries, no_origins], ids=lambda f: f.__name__)
 def test_a_state_of_another_shape_is_refused(kept, talking, change):
     point = kept.session.point
-    wrong = replace(point, snapshot=replace(point.snapshot, **change(point.snapshot)))
+    snapshot = point.checkpoint.snapshot
+    wrong = replace(point, checkpoint=Checkpoint(replace(snapshot, **change(snapshot))))
     own = saved.owner(kept.source.sha256, kept.session.setting, kept.session.messages[: point.messages])
     saved.write(kept.folder, own, wrong)
     other = talking()

@@ -37,13 +37,9 @@ def state(workplace, monkeypatch) -> Path:
 
 
 def test_a_script_of_messages_and_commands(state):
-    script = (
-        "我咳嗽三天了\n\n/stats\n/polcy\n<|im_end|>好\n".encode()
-        + b"\xff\xfe\xe5\xa5\xbd\r\n/save\n/quit\nnever said\n"
-    )
-    done = subprocess.run(
-        [*COMMAND, "--max-tokens", "6"], input=script, capture_output=True, timeout=PATIENCE, check=True
-    )
+    script = "我咳嗽三天了\n\n/stats\n/polcy\n<|im_end|>好\n".encode() + b"\xff\xfe\xe5\xa5\xbd\r\n/save\n/quit\n?\n"
+    command = [*COMMAND, "--max-tokens", "6"]
+    done = subprocess.run(command, input=script, capture_output=True, timeout=PATIENCE, check=True)
     said, notices = done.stdout.decode(), done.stderr.decode()
     assert notices.startswith(chat.NOTICE)
     assert "did you mean 'policy'?" in notices

@@ -53,7 +53,7 @@ def write(folder: Path, own: Owner, point: Point) -> None:
     from pipeline.chatting import tree
 
     arrays: dict[str, np.ndarray] = {}
-    header = {"owner": asdict(own), "messages": point.messages, "snapshot": tree.flat(point.snapshot, arrays)}
+    header = {"owner": asdict(own), "messages": point.messages, "checkpoint": tree.flat(point.checkpoint, arrays)}
     text = _json(header)
     with io.atomic_file(folder / NAME) as partial:
         save_file(arrays, partial, {KEY: text, "checksum": _checksum(text, arrays)})
@@ -90,10 +90,10 @@ def read(folder: Path, model: str, shape: CacheShape, chosen: Setting, messages:
         found, count = Owner(**header["owner"]), int(header["messages"])
         if differing := list(_differences(found, owner(model, chosen, messages[:count]))):
             raise UserError(f"{path}: the state belongs to something else: {'; '.join(differing)}")
-        snapshot = tree.built(header["snapshot"], arrays)
-        if not _fits(snapshot, shape):
+        checkpoint = tree.built(header["checkpoint"], arrays)
+        if not _fits(checkpoint.snapshot, shape):
             raise UserError(f"{path}: the state does not fit this model: another number of layers, heads or entries")
-        return Point(count, snapshot)
+        return Point(count, checkpoint)
     except (SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: the state is damaged: {error}") from None
 

@@ -17,7 +17,7 @@ from pipeline import prompts
 from pipeline.chatting.setting import Setting, cache_for, stream_for
 from pipeline.engines.cache import KvEngine
 from pipeline.engines.generate import greedy
-from pipeline.engines.snapshot import Snapshot
+from pipeline.engines.snapshot import Checkpoint
 from pipeline.errors import UserError
 from pipeline.prompts import Message
 
@@ -41,7 +41,12 @@ class Point:
     """The stream after some messages, the last of them a user's."""
 
     messages: int
-    snapshot: Snapshot
+    checkpoint: Checkpoint
+
+    @property
+    def seen(self) -> int:
+        """Tokens of these messages."""
+        return self.checkpoint.snapshot.seen
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Session:
         """
         asked = {"role": "user", "content": text}
         ids = self._ids([*self.messages[self._point.messages :], asked])
-        self._check_limit(self.setting, self._point.snapshot.seen + len(ids))
+        self._check_limit(self.setting, self._point.seen + len(ids))
         if self.setting.limit is None:
             self.overlong += len(ids) > max(self.setting.most)
         started = time.perf_counter()
@@ -98,7 +103,7 @@ class Session:
         Raises UserError, with nothing changed, if the text is longer than the setting allows.
         """
         self.start(self.messages, chosen)
-        return self._point.snapshot.seen
+        return self._point.seen
 
     def start(self, messages: Sequence[Message], chosen: Setting, point: Point | None = None) -> None:
         """Go on with other messages, from a point on if one is given; raise UserError if they do not fit.
@@ -109,7 +114,7 @@ class Session:
         asked = max((i + 1 for i, message in enumerate(messages) if message["role"] == "user"), default=0)
         fed = point.messages if point else 0
         ids = self._ids(messages[fed:asked]) if asked > fed else []
-        self._check_limit(chosen, (point.snapshot.seen if point else 0) + len(ids))
+        self._check_limit(chosen, (point.seen if point else 0) + len(ids))
         self._open(chosen, messages, point)
         if ids:
             self._advance(ids, asked)
@@ -137,7 +142,7 @@ class Session:
         try:
             stream = stream_for(self.engine, cache, chosen, self._voice.tokenizer)
             if point:
-                stream.resume(point.snapshot)
+                stream.resume(point.checkpoint)
         except BaseException:
             cache.close()
             raise
@@ -159,7 +164,7 @@ class Session:
     def _advance(self, ids: Sequence[int], messages: int | None = None) -> None:
         """Feed what follows the point, and move the point behind it."""
         if self._ahead:
-            self._stream.resume(self._point.snapshot)
+            self._stream.resume(self._point.checkpoint)
         self._ahead = True
         self._stream.feed(ids)
         self._point = Point(len(self.messages) if messages is None else messages, self._stream.checkpoint())

@@ -96,7 +96,7 @@ class Talk:
             refused += error.problems
         taken = self._start(messages, chosen, point, refused)
         self.folder = folder
-        return Loaded(len(messages), skipped, taken, tuple(refused), self.session.point.snapshot.seen)
+        return Loaded(len(messages), skipped, taken, tuple(refused), self.session.point.seen)
 
     def close(self) -> None:
         """Free the cache."""

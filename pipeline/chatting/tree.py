@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pipeline.engines.llama.kv import LlamaLayer
 from pipeline.engines.llama.state import LayerState
-from pipeline.engines.snapshot import Snapshot
+from pipeline.engines.snapshot import Checkpoint, Snapshot
 from pipeline.kv.evidence import Queries
 from pipeline.kv.running import Hits, Means, Sums
 
-CLASSES = {one.__name__: one for one in (Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits)}
+CLASSES = {one.__name__: one for one in (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits)}
 
 
 def flat(value: Any, arrays: dict[str, np.ndarray], name: str = "state") -> Any:
@@ -31,8 +31,12 @@ def flat(value: Any, arrays: dict[str, np.ndarray], name: str = "state") -> Any:
             raise TypeError(f"{name}: a {type(value).__name__} is not among {', '.join(CLASSES)}")
         parts = {f.name: flat(getattr(value, f.name), arrays, f"{name}.{f.name}") for f in fields(value)}
         return {"class": type(value).__name__, "fields": parts}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return [flat(item, arrays, f"{name}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, tuple):
+        return {"tuple": flat(list(value), arrays, name)}
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop, value.step]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{name}: a {type(value).__name__} cannot be saved")
@@ -46,6 +50,10 @@ def built(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return value
     if "tensor" in value:
         return torch.from_numpy(arrays[value["tensor"]])
+    if "tuple" in value:
+        return tuple(built(value["tuple"], arrays))
+    if "range" in value:
+        return range(*value["range"])
     if "array" in value:
         return arrays[value["array"]]
     return CLASSES[value["class"]](**{name: built(part, arrays) for name, part in value["fields"].items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,14 @@ class Snapshot:
     def lives(self) -> list[int]:
         """Entries of each layer."""
         return [layer.entries for layer in self.layers]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sequence that a stream may come back to, apart from what it is fed later."""
+
+    snapshot: Snapshot
+    beside: Any = None  # what a kind of stream keeps besides
 
 
 def evidence(snapshot: Snapshot, rope: Rope) -> list[Evidence]:

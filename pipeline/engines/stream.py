@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.engines.cache import Cache, KvEngine, Room, Watch
-from pipeline.engines.snapshot import Snapshot, evict
+from pipeline.engines.snapshot import Checkpoint, Snapshot, evict
 from pipeline.kv.evidence import Queries
 from pipeline.kv.policy import Policy
 from pipeline.kv.running import Memory
@@ -92,18 +93,26 @@ class Stream:
             logits=self._logits,
         )
 
-    def checkpoint(self) -> Snapshot:
+    def checkpoint(self) -> Checkpoint:
         """Return the sequence as it stands, apart from what is fed later."""
-        return _apart(self.snapshot())
+        return Checkpoint(_apart(self.snapshot()), copy.deepcopy(self._beside()))
 
-    def resume(self, checkpoint: Snapshot) -> None:
+    def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, any number of times; what was fed since is forgotten."""
-        self._write(_apart(checkpoint))
+        self._write(_apart(checkpoint.snapshot))
+        self._take_beside(copy.deepcopy(checkpoint.beside))
 
     def state_bytes(self) -> int:
         """Return the bytes of what is kept beside keys and values: running scores and newest queries."""
         queries = sum(queries.vectors.nbytes for queries in self._queries)
         return queries + sum(memory.size_bytes() for memory in self._memories)
+
+    def _beside(self) -> Any:
+        """Return what this kind of stream keeps beside a snapshot."""
+        return None
+
+    def _take_beside(self, beside: Any) -> None:
+        """Take back what :meth:`_beside` gave."""
 
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         wanted = np.full(len(block), every)
