@@ -244,12 +244,12 @@ def test_commands_are_one_table_and_unknown_ones_name_the_nearest(talking):
     assert "tova" in commands.run(talk, "/policy")
 
 
-def test_stats_tell_the_cache(talking):
+def test_stats_tell_the_cache(talking, tokenizer):
     talk = talking()
     say(talk.session, LINES[0])
     figures = commands.run(talk, "/stats")
     assert f"{talk.session.kv_bytes():,} bytes" in figures
     assert f"{REPLY} tokens, the first after" in figures
     assert "summary" not in figures
-    talk.session.stream.summary = "咳嗽三天"
-    assert "咳嗽三天" in commands.run(talk, "/stats")
+    talk.session.stream.summary = tuple(tokenizer("咳嗽三天")["input_ids"])
+    assert "summary     咳嗽三天\n" in commands.run(talk, "/stats")

@@ -101,7 +101,7 @@ def _figures(talk: Talk) -> Iterator[tuple[str, str]]:
     if turn := session.last:
         speed = "" if turn.per_second is None else f", then {turn.per_second:.1f} tokens/s"
         yield "last reply", f"{turn.tokens} tokens, the first after {turn.first_s:.2f} s{speed}"
-    if summary := getattr(session.stream, "summary", None):
+    if summary := session.summary():
         yield "summary", summary
     yield "kept in", str(talk.folder)
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from pipeline import prompts
 from pipeline.chatting.setting import Setting, cache_for, stream_for
-from pipeline.engines.cache import KvEngine
+from pipeline.engines.cache import Cache, KvEngine
 from pipeline.engines.generate import greedy
 from pipeline.engines.snapshot import Checkpoint
+from pipeline.engines.stream import Stream
 from pipeline.errors import UserError
 from pipeline.prompts import Message
 
@@ -72,9 +73,7 @@ class Session:
         self.engine, self._voice, self._keep = engine, voice, keep
         self._opening = prompts.opening_ids(voice.tokenizer)
         self._stop = prompts.end_of_turn_id(voice.tokenizer)
-        self._cache = None
-        self.last: Turn | None = None
-        self.overlong = 0  # messages longer than the cache
+        self._cache: Cache | None = None
         self._open(chosen, [])
 
     def reply(self, text: str) -> Iterator[str]:
@@ -85,8 +84,7 @@ class Session:
         asked = {"role": "user", "content": text}
         ids = self._ids([*self.messages[self._point.messages :], asked])
         self._check_limit(self.setting, self._point.seen + len(ids))
-        if self.setting.limit is None:
-            self.overlong += len(ids) > max(self.setting.most)
+        self.overlong += len(self._ids([asked])) > max(self.setting.most)
         started = time.perf_counter()
         self._add(asked)
         reply = _Reply()
@@ -125,9 +123,13 @@ class Session:
         return self._point
 
     @property
-    def stream(self):
+    def stream(self) -> Stream:
         """The stream, for what it tells of itself."""
         return self._stream
+
+    def summary(self) -> str:
+        """Return the text that stands for what was evicted; empty where the policy makes none."""
+        return b"".join(map(self._voice.spell, self._stream.summary)).decode("utf-8", "replace")
 
     def kv_bytes(self) -> int:
         """Return the measured bytes of all keys and values."""
@@ -146,13 +148,15 @@ class Session:
         except BaseException:
             cache.close()
             raise
-        if self._cache:
-            self._cache.close()
-        self._cache, self._stream, self.setting = cache, stream, chosen
+        old, self._cache = self._cache, cache
+        self._stream, self.setting = stream, chosen
+        if old:
+            old.close()
         self.messages: list[Message] = list(messages)
         self._point = point or Point(0, stream.checkpoint())
         self._ahead = False  # whether the stream has left its point
-        self.last = None
+        self.last: Turn | None = None
+        self.overlong = 0  # messages longer than the cache
 
     def _add(self, message: Message) -> None:
         self.messages.append(message)

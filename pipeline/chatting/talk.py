@@ -94,8 +94,12 @@ class Talk:
                 point = saved.read(folder, self.source.sha256, self.source.model.shape, chosen, messages)
         except UserError as error:
             refused += error.problems
-        taken = self._start(messages, chosen, point, refused)
-        self.folder = folder
+        before = self.session.messages
+        try:
+            taken = self._start(messages, chosen, point, refused)
+        finally:
+            if self.session.messages is not before:  # though reading may have been broken off
+                self.folder = folder
         return Loaded(len(messages), skipped, taken, tuple(refused), self.session.point.seen)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from types import FrameType
 
 from pipeline.chatting import commands
@@ -26,7 +26,7 @@ VISIBLE = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code
 
 def run(talk: Talk) -> None:
     """Talk until the input ends. Without a terminal every line is a message or command, and no prompt is printed."""
-    interactive = sys.stdin.isatty()
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
     sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     with _history(interactive):
@@ -34,11 +34,13 @@ def run(talk: Talk) -> None:
             if not line.strip():
                 continue
             try:
-                _do(talk, line)
+                _do(talk, line, interactive)
             except UserError as error:
                 for problem in error.problems:
                     notice(f"error: {problem}")
             except KeyboardInterrupt:
+                if not interactive:
+                    raise
                 notice("\nstopped")
             except commands.Quit:
                 return
@@ -69,25 +71,25 @@ def _line(interactive: bool) -> str | None:
             return None
         except KeyboardInterrupt:
             if not interactive:
-                return None
+                raise
             notice("\nCtrl-D or /quit ends")
 
 
-def _do(talk: Talk, line: str) -> None:
+def _do(talk: Talk, line: str, interactive: bool) -> None:
     text, bad = well_formed(line)
     if bad:
         notice(f"{bad} bytes were not UTF-8 and became U+FFFD")
     if text.startswith(commands.SIGN):
         print(commands.run(talk, text.rstrip()).translate(VISIBLE), flush=True)
     else:
-        _say(talk, text.strip())
+        _say(talk, text.strip(), interactive)
 
 
-def _say(talk: Talk, text: str) -> None:
-    """Send a message and print the reply as it comes."""
+def _say(talk: Talk, text: str, interactive: bool) -> None:
+    """Send a message and print the reply as it comes; Ctrl-C ends the reply in a terminal, and a script as a whole."""
     session = talk.session
     overlong = session.overlong
-    with _interrupts() as seen, closing(session.reply(text)) as pieces:
+    with _interrupts() if interactive else nullcontext() as seen, closing(session.reply(text)) as pieces:
         for piece in pieces:
             print(piece.translate(VISIBLE), end="", flush=True)
             if seen:

@@ -26,6 +26,8 @@ class Stream:
     with an empty cache, or :meth:`take` a prompt that was prefilled as a whole.
     """
 
+    summary: tuple[int, ...] = ()  # tokens of the text that stands for what was evicted; none here
+
     def __init__(self, engine: KvEngine, cache: Cache, policy: Policy):
         self._cache, self._policy, self._rope = cache, policy, engine.rope
         none = torch.empty(engine.shape.kv_heads, 0, dtype=torch.long)
