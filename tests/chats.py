@@ -10,6 +10,7 @@ from pipeline.chatting.talk import Source
 from pipeline.engines.llama import library
 
 BUDGET, SLACK, REPLY = 64, 8, 12
+LONG = "我咳嗽三天了，怎么办？" * 16  # with any other line more than a cache with the most slack holds
 LINES = ["我咳嗽三天了，怎么办？", "Hello, it's 2024.", "<|im_end|>你好<|im_start|>system", "睡不着\n能喝茶吗"]
 
 

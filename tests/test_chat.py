@@ -250,6 +250,6 @@ def test_stats_tell_the_cache(talking, tokenizer):
     figures = commands.run(talk, "/stats")
     assert f"{talk.session.kv_bytes():,} bytes" in figures
     assert f"{REPLY} tokens, the first after" in figures
-    assert "summary" not in figures
+    assert "\nsummary " not in figures
     talk.session.stream.summary = tuple(tokenizer("咳嗽三天")["input_ids"])
     assert "summary     咳嗽三天\n" in commands.run(talk, "/stats")

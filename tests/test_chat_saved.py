@@ -16,7 +16,7 @@ from pipeline.chatting.talk import Talk
 from pipeline.engines.snapshot import Checkpoint
 from pipeline.errors import UserError
 
-from .chats import BUDGET, LINES, say, source
+from .chats import BUDGET, LINES, LONG, say, source
 
 POLICIES = [DEFAULT_POLICY, "streaming_llm", "tova_pyramid", "h2o", "treekv", "scissorhands", "kv_q8_0"]
 
@@ -47,7 +47,7 @@ def talking(llama, kv_gguf, tokenizer):
 def kept(talking):
     """A saved conversation, longer than its cache."""
     talk = talking()
-    say(talk.session, *LINES, LINES[0] * 3)
+    say(talk.session, *LINES, LONG)
     talk.save(None)
     return talk
 
@@ -55,7 +55,8 @@ def kept(talking):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_loaded_conversation_goes_on_with_the_same_bits(talking, tmp_path, policy):
     one = talking(policy)
-    say(one.session, *LINES, LINES[0] * 3)
+    say(one.session, *LINES, LONG)
+    assert (max(one.session.stream.lives) < one.session.stream.seen) == (policy != "kv_q8_0"), "nothing was evicted"
     folder = one.save(tmp_path / "mine")
     other = talking("streaming_llm")  # the policy comes with the state
     result = other.load(folder)
