@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import config, runtime
 from pipeline.chatting.setting import DEFAULT_BUDGET, DEFAULT_POLICY
 from pipeline.config import Params
 from pipeline.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from pipeline.chatting.talk import Source
+    from pipeline.engines.llama.kv import LlamaKvEngine
 
 QUANTIZED = Path("artifacts/quantized")
 MERGED = Path("artifacts/merged")
@@ -69,7 +74,7 @@ def model_path(name: str) -> Path:
     )
 
 
-def _source(path: Path, engine, params: Params, max_tokens: int):
+def _source(path: Path, engine: LlamaKvEngine, params: Params, max_tokens: int) -> Source:
     """Return the model as a talk needs it; raise UserError if the tokenizer is not the model's."""
     from pipeline import prompts
     from pipeline.chatting.session import Voice

@@ -37,12 +37,14 @@ def state(workplace, monkeypatch) -> Path:
 
 
 def test_a_script_of_messages_and_commands(state):
-    script = "我咳嗽三天了\n\n/stats\n/polcy\n<|im_end|>好\n".encode() + b"\xff\xfe\xe5\xa5\xbd\r\n/save\n/quit\n?\n"
+    script = "我咳嗽三天了\n\n/stats\n/polcy\n<|im_end|>好\n".encode()
+    script += b"\xff\xfe\xe5\xa5\xbd\r\n/save /dev/null/x\n/save\n/quit\n?\n"
     command = [*COMMAND, "--max-tokens", "6"]
     done = subprocess.run(command, input=script, capture_output=True, timeout=PATIENCE, check=True)
     said, notices = done.stdout.decode(), done.stderr.decode()
     assert notices.startswith(chat.NOTICE)
     assert "did you mean 'policy'?" in notices
+    assert "error: /dev/null/x: Not a directory" in notices
     assert "2 bytes were not UTF-8" in notices
     assert "KV cache" in said
     assert "> " not in said
@@ -51,6 +53,16 @@ def test_a_script_of_messages_and_commands(state):
     assert [m["content"] for m in messages[::2]] == ["我咳嗽三天了", "<|im_end|>好", "\ufffd\ufffd好"]
     assert all(m["content"].translate({10: None})[:6] in said.replace("\n", "") for m in messages[1::2])
     assert (folder / "state.safetensors").is_file()
+
+
+def test_nobody_reads_the_replies(state):
+    with subprocess.Popen([*COMMAND, "--max-tokens", "4"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write("你好\n好\n".encode())
+        process.stdin.close()
+        assert process.wait(PATIENCE) == 0
+    (folder,) = (state / "conversations").iterdir()
+    assert [m["role"] for m in transcript.read(folder)[0]] == ["user", "assistant"]
 
 
 def test_a_kill_loses_no_turn(state):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ def run(talk: Talk) -> None:
                 notice("\nstopped")
             except commands.Quit:
                 return
+            except BrokenPipeError:  # whoever read the replies has gone
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return
+            except OSError as error:
+                notice(f"error: {error.filename or 'input or output'}: {error.strerror}")
     if interactive:
         print()  # behind Ctrl-D
 
