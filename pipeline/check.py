@@ -36,16 +36,18 @@ def _problems(check: Callable[[Params], Iterator[str]], params: Params) -> Itera
 
 
 def recipes_of(params: Params) -> Iterator[str]:
-    """Read every recipe that params.yaml names."""
+    """Read every recipe that params.yaml names, and the published tables, which the report shows whatever they are."""
     from pipeline.kv import recipe as policy
     from pipeline.metrics import bert_f1
     from pipeline.quant import recipe
+    from pipeline.reporting import references
 
     readers = [
         (models.read, [params.model]),
         (recipe.read, params.quantize.encodings),
         (bert_f1.read, [params.evaluate.scorer]),
         (policy.read, params.bench.policies),
+        (references.read, references.names()),
     ]
     for read, names in readers:
         for name in names:

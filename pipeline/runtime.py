@@ -68,6 +68,13 @@ def cpu_has_bf16() -> bool:
     return bool(BF16_FLAGS & set(flags.split()))
 
 
+def has_bf16() -> bool:
+    """Return whether what torch computes on, the GPU if it sees one, multiplies bfloat16 itself."""
+    import torch
+
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
+
+
 def seed_torch(runtime: Runtime) -> None:
     """Seed torch and bind its thread pool; for stages that use torch, after :func:`configure`."""
     import torch

@@ -29,6 +29,11 @@ def read(path: str | Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}: not found; run from the root of the repository") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse(raw, model, path)
+
+
+def parse(raw: Any, model: type[Model], path: Path) -> Model:
+    """Return ``raw``, read from ``path``, as ``model``; raise ConfigError with one line for each problem found."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:

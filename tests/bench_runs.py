@@ -15,6 +15,7 @@ SETTINGS = {
         "pyramidkv",
         "gemfilter",
         "fastkv",
+        "infllm",
         "kv_q8_0",
         "kv_q4_0",
     ),

@@ -161,3 +161,46 @@ def fastkv(rows: Tensor, here: Alive, going_on: int, window: int, width: int) ->
 def gemfilter(logits: Tensor, budget: int, width: int) -> Alive:
     """Return the tokens that GemFilter reads again, given a layer's q.k [heads, n, n]."""
     return best(pooled(logits[:, -1].sum(0).tolist(), width, "average"), budget)
+
+
+def infllm(
+    rows: Tensor,
+    keys: Tensor,
+    queries: Tensor,
+    *,
+    cuts: Sequence[int],
+    sinks: int,
+    window: int,
+    turn: Callable[[Tensor], Tensor],
+    block: int = 16,
+    best_keys: int = 4,
+) -> list[int]:
+    """Return the blocks of one layer, best first, at the last of ``cuts``: tokens seen when one was made.
+
+    Rows [heads, n, n]; keys [kv_heads, n, d] and the newest queries [heads, w, d] without RoPE; ``turn`` moves queries
+    to where they see all distant keys from.
+    """
+    group, found = len(rows) // len(keys), {}
+    for seen in cuts:
+        for number in range((seen - window - sinks) // block):
+            if number in found:
+                continue
+            first = sinks + number * block
+            found[number] = []
+            for head, own in enumerate(keys):
+                drawn = rows[head * group : (head + 1) * group, :seen, first : first + block].sum((0, 1)).tolist()
+                found[number].append(sum(own[first + j] for j in best(drawn, best_keys)) / best_keys)
+    asking = [turn(head).mean(0) for head in queries]
+    scores = {
+        number: sum(float(query @ means[head // group]) for head, query in enumerate(asking))
+        for number, means in found.items()
+    }
+    return sorted(scores, key=lambda number: (scores[number], number), reverse=True)
+
+
+def semantic_blocks(keys: Tensor, queries: Tensor, block: int) -> list[int]:
+    """Return the blocks of keys [kv_heads, n, d], best first, by the cosine to the mean of queries [heads, w, d]."""
+    every, query = keys.mean(0), queries.mean((0, 1))
+    means = [every[first : first + block].mean(0) - every.mean(0) for first in range(0, len(every), block)]
+    scores = [float(mean @ query) / math.hypot(*mean.tolist()) for mean in means]
+    return sorted(range(len(scores)), key=lambda number: (scores[number], number), reverse=True)

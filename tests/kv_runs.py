@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,6 +26,20 @@ def small(name: str, slack: int) -> Policy:
     source = recipe.read(name)
     budget = next(budget for budget in BUDGETS if not source.budgeted or not list(source.problems(budget, LAYERS)))
     return replace(source.policy(budget, slack, LAYERS), precision=Precision(), slack=slack)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Sizes under which a cut is due at every token beyond the budget, and leaves all there is."""
+
+    def limits(self, budget: int, layers: int) -> list[int]:
+        return [budget] * layers
+
+    def targets(self, budget: int, lives: Sequence[int]) -> list[int]:
+        return list(lives)
+
+
+EVERYTHING = Everything()
 
 
 @dataclass

@@ -41,6 +41,7 @@ RECALL = {  # right answers of 20 where the question was seen at the cut, and no
     "kv_q8_0": (18, None),
     "kv_q4_0": (17, None),
 }
+PUBLISHED = "published: ['2.1 times the speed', 'a score of 31.5 beside 30.2']\n"
 SAMPLES = [
     ("我最近总是失眠，怎么办？", "您好，建议睡前少看手机，规律作息，必要时请就医。"),
     ("小儿发热三天，伴有咳嗽，需要做哪些检查？", "建议查血常规和胸片，多饮水，体温超过38.5℃可服退热药。"),
@@ -49,15 +50,35 @@ TAILS = {"base": "的的的的是什么病什么病", "Q4_0": "，也可以喝�
 
 
 def write(root: Path, params: Params) -> None:
-    """Write all JSON that the report reads below ``root``."""
+    """Write all that the report reads below ``root``."""
     for name, content in documents(params).items():
         io.write_json(root / name, content)
+    for name, text in recipes(params).items():
+        io.write_text(root / name, text)
     for column, values in {
         "loss": [4.9, 4.1, 3.7, 3.5, 3.4, 3.35],
         "eval_loss": [4.85, 3.9, 3.62, 3.55, 3.52, 3.53],
+        "learning_rate": [0.001, 0.004, 0.003, 0.002, 0.001, 0.0],
     }.items():
         rows = [f"{10 * step}\t{value}" for step, value in enumerate(values)]
         io.write_text(root / f"eval/train/plots/metrics/{column}.tsv", "\n".join([f"step\t{column}", *rows]) + "\n")
+
+
+def recipes(params: Params) -> dict[str, str]:
+    """Return path -> text of every recipe that params name, and of a policy that they do not."""
+    saves = {"snapkv": "prefill: {}\n", "recent_only": "online: true\n", "spare": "narrow: {}\n"}
+    named = {
+        "models": [params.model],
+        "accelerate": [params.train.accelerate],
+        "quantize": params.quantize.encodings,
+        "scorers": [params.evaluate.scorer],
+        "kv": [*params.bench.policies, "spare"],
+    }
+    return {
+        f"recipes/{kind}/{name}.yaml": f"paper: The paper of {name} (2024)\n" + saves.get(name, PUBLISHED)
+        for kind, names in named.items()
+        for name in names
+    }
 
 
 def documents(params: Params) -> dict[str, Any]:
@@ -73,11 +94,15 @@ def documents(params: Params) -> dict[str, Any]:
         **{f"eval/quantize/{name}.json": quantized(name) for name in encodings},
         **{f"eval/quality/{name}.json": quality(name) for name in ("base", "merged", *encodings)},
         **{f"eval/bench/{name}.json": bench(name, params) for name in params.bench.encodings},
-        **{
-            f"eval/timings/{name}.json": {"seconds": 1.5 + 7 * index, "peak_rss_bytes": 100_000_000 * (index + 1)}
-            for index, name in enumerate(stages)
-        },
+        **{f"eval/timings/{name}.json": timing(name, index) for index, name in enumerate(stages)},
     }
+
+
+def timing(name: str, index: int) -> dict:
+    """Return eval/timings/<name>.json."""
+    rates = {"train": {"tokens_per_second": 1313}, "evaluate": {"generation_tokens_per_second": 300.0 + 100 * index}}
+    spent = {"seconds": 1.5 + 7 * index, "peak_rss_bytes": 100_000_000 * (index + 1)}
+    return spent | rates.get(name.split("@")[0], {})
 
 
 def chat() -> dict:
@@ -238,6 +263,7 @@ def row(policy: str, depth: int) -> dict:
             "tokens_per_second": measure(1000 / slower, stderr=3.0),
             "ratio_to_full": measure(4.10 / milliseconds),
         },
+        "kept": [[share] * 3 + [1.0]] * 2,
     }
 
 

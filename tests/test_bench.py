@@ -86,9 +86,15 @@ def test_entries_are_what_each_policy_allows(rows, depth):
 
 
 def test_what_is_kept_beside_the_cache_is_counted(rows):
-    for policy in set(SETTINGS["policies"]) - {"h2o"}:  # though prefills are shared with those that vote
+    for policy in set(SETTINGS["policies"]) - {"h2o", "infllm"}:  # though prefills are shared with those that vote
         assert rows[policy, DEEP]["state_bytes"]["value"] == 0, policy
-    assert rows["h2o", DEEP]["state_bytes"]["value"] > 0
+    assert all(rows[policy, DEEP]["state_bytes"]["value"] > 0 for policy in ("h2o", "infllm"))
+
+
+def test_entries_in_host_memory_are_counted_apart(rows):
+    for (policy, depth), row in rows.items():
+        last_cut = BUDGET + (depth + FED - BUDGET) // 16 * 16 if policy == "infllm" else 0
+        assert row["host_bytes"]["value"] == kv.read(policy).types.kv_bytes(LAYER, last_cut) * 2, policy
 
 
 def test_the_picture_shows_the_prompt_that_lives(rows):

@@ -120,6 +120,11 @@ def test_a_policy_for_prompts_alone_is_refused(llama, kv_gguf, tokenizer, policy
         source(llama, kv_gguf, tokenizer).setting(policy, BUDGET)
 
 
+def test_a_policy_that_fills_the_machines_memory_is_refused(llama, kv_gguf, tokenizer):
+    with pytest.raises(UserError, match="a conversation without end would fill"):
+        source(llama, kv_gguf, tokenizer).setting("infllm", 256)
+
+
 def test_a_budget_beyond_the_models_context_is_refused(llama, kv_gguf, tokenizer):
     with pytest.raises(UserError, match=r"budget 4000: .* trained for 2048"):
         source(llama, kv_gguf, tokenizer).setting("streaming_llm", 4000)

@@ -93,6 +93,15 @@ def test_what_is_on_disk_is_what_users_load(task):
     assert str(made.out.parent) not in "".join(file.read_text() for file in made.out.glob("*.json"))
 
 
+@pytest.mark.parametrize("settings", [{}, {"scheme": "W4A8", "format": "pack-quantized"}, ROUNDED])
+@pytest.mark.parametrize("has", [True, False])
+def test_calibration_in_another_type_stores_the_models_own(task, tmp_path, tiny_model_dir, monkeypatch, settings, has):
+    monkeypatch.setattr(compressed.runtime, "has_bf16", lambda: has)
+    made = compressed.make(task(recipe(**settings), random_model(tmp_path / "bf16", tiny_model_dir)))
+    assert made.checks["reload_diff"]["value"] == 0
+    assert set(made.tensor_types) == {"BF16", "I32", "I64"}
+
+
 def test_gptq_repeats_bit_for_bit(task):
     digests = set()
     for name in ("one", "two"):

@@ -9,7 +9,7 @@ from pipeline import io, prompts
 from pipeline.engines.llama import library
 from pipeline.engines.llama.engine import LlamaEngine
 from pipeline.errors import UserError
-from pipeline.quant import gguf, verify
+from pipeline.quant import gguf, modelfile, verify
 from pipeline.quant.recipe import GgufRecipe
 
 from .quantizing import job, random_model
@@ -183,7 +183,7 @@ def test_the_same_model_gives_the_same_bytes(make):
 
 def test_only_the_finished_file_is_left(make):
     _, path = make("Q4_0")
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == sorted([path.name, modelfile.NAME])
 
 
 def test_an_unknown_file_type_gets_a_hint(make):

@@ -51,6 +51,12 @@ def test_no_two_recipes_are_the_same_policy():
             "prompt's end: recent(32) + best for a KV head (attention of the last 32 queries, average pool 5) = budget"
             " | original positions | f16",
         ),
+        (
+            "infllm",
+            "always: sinks(4) + recent(60 %) + best for a layer (q.k of the last 16 queries with the 4 most attended"
+            " keys of blocks of 16) = budget | what goes lives on in host memory and may come back"
+            " | clamped(0.6 x budget) positions | f16",
+        ),
     ],
 )
 def test_recipes_say_their_composition(name, composition):
@@ -88,6 +94,14 @@ def test_a_layer_that_the_model_lacks_is_named():
     assert list(kv.read("h2o_l2").problems(256, 1)) == ["decode.skip: layer 1, but the model's layers are 0 to 0"]
 
 
+def test_a_block_that_leaves_the_window_needs_room():
+    with pytest.raises(ConfigError, match="a budget of 32 leaves 9 entries to blocks of 16, which need 15 at least"):
+        kv.read("infllm").policy(32, 0, LAYERS)
+    kv.read("infllm").policy(48, 0, LAYERS)
+
+
+HOST = "online: true\nevicted: host"
+BY_BLOCKS = "score: {by: {signal: similarity, queries: 4, block: 4}, share: layer}"
 SUMS = "{by: {signal: attention_so_far, gather: sums}}"
 
 
@@ -114,6 +128,23 @@ SUMS = "{by: {signal: attention_so_far, gather: sums}}"
             f"narrow: {{scope: hidden, score: {{by: {{signal: logit}}}}}}\ndecode: {{keep: {{}}, score: {SUMS}}}",
             ["shows no attention to sum"],
         ),
+        (f"decode: {{keep: {{}}, {BY_BLOCKS}}}\nevicted: host", ["`decode` that is online"]),
+        (f"decode: {{keep: {{}}, {BY_BLOCKS}}}\n{HOST}\npositions: compact", ["positions to come back to"]),
+        (f"decode: {{keep: {{}}, {BY_BLOCKS}, skip: [0]}}\n{HOST}", ["layers of one size"]),
+        (
+            f"decode: {{keep: {{}}, score: {{by: {{signal: key_norm}}, share: layer}}}}\n{HOST}",
+            ["takes back whole blocks"],
+        ),
+        (f"decode: {{keep: {{}}, {BY_BLOCKS.replace('layer', 'head')}}}\n{HOST}", ["`share: layer`"]),
+        (
+            "decode: {keep: {}, score: {by: {signal: representatives, queries: 4, block: 4}}}\nonline: true",
+            ["on the host alone"],
+        ),
+        (
+            "decode: {keep: {}, score: {by: {signal: representatives, queries: 4, block: 4, keys: 5}}}",
+            ["5 keys cannot stand for a block of 4"],
+        ),
+        ("evicted: hosts", ["evicted", "'host'"]),
         ("narrow: {scope: input, score: {by: {signal: logit}}}", ["give its depth"]),
     ],
 )
@@ -126,8 +157,9 @@ def test_a_recipe_that_does_not_fit_is_explained(text, messages, tmp_path):
 
 
 def test_attention_sums_and_quantised_values_do_not_go_together():
-    raw = kv.read("h2o").model_dump() | {"precision": {"k": "q8_0", "v": "q8_0"}}
-    assert "shows no attention to sum" in PolicyRecipe(**raw).unheld()
+    for name in ("h2o", "infllm"):
+        raw = kv.read(name).model_dump() | {"precision": {"k": "q8_0", "v": "q8_0"}}
+        assert "shows no attention to sum" in PolicyRecipe(**raw).unheld()
 
 
 @pytest.mark.parametrize(

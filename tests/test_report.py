@@ -45,6 +45,19 @@ def test_markdown_tables_are_whole(results):
         assert len(widths) == 1, table
 
 
+def test_host_memory_has_a_column_where_there_is_any(results):
+    report.main(results)
+    assert "Host, MB" not in Path("eval/report.md").read_text(encoding="utf-8")
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "host_bytes", value=1_234_567)
+    report.main(results)
+    lines = Path("eval/report.md").read_text(encoding="utf-8").splitlines()
+    assert sum("Host, MB ↓" in line for line in lines) == 1, "rows of one depth alone have some"
+    table = lines[next(at for at, line in enumerate(lines) if "Host, MB ↓" in line) :][:6]
+    column = [cell.strip() for cell in table[0].split("|")].index("Host, MB ↓")
+    shown = [line.split("|")[column].strip() for line in table[2:]]
+    assert sorted(shown) == ["1.23", "–", "–", "–"]
+
+
 def test_html_loads_nothing(results):
     report.main(results)
     shown = Page(Path("eval/report.html").read_text(encoding="utf-8"))
@@ -119,13 +132,13 @@ def test_speed_is_claimed_only_where_it_was_measured(results):
     scores = report.MARKDOWN.read_text(encoding="utf-8").split("## What does each encoding cost?")[1].split("##")[0]
     speed = {cells[1].strip(" →"): cells[-2].strip() for line in scores.splitlines() if (cells := line.split("|"))[1:]}
     assert speed["W4A16"] == "– simulated on CPU"
-    assert speed["Q8_0"] == "– not benched"
-    assert speed["Q4_K_M"].startswith("286.5")  # at the smallest depth
+    assert speed["Q8_0"] == "1,300"
+    assert speed["Q4_K_M"] == "1,400 one stream 287"  # at the smallest depth
 
 
 def test_the_speed_benchmark_is_shown_where_it_was_run(results):
     report.main(results)
-    assert "real model" not in Path("eval/report.md").read_text(encoding="utf-8")
+    assert "### Speed at a real model" not in Path("eval/report.md").read_text(encoding="utf-8")
     io.write_json("eval/bench/speed.json", speed())
     report.main(results)
     markdown, html = (Path(f"eval/report.{kind}").read_text(encoding="utf-8") for kind in ("md", "html"))
@@ -140,3 +153,21 @@ def test_an_answer_of_white_space_is_named_not_shown(results):
     report.main(results)
     assert "no visible text" in report.HTML.read_text(encoding="utf-8")
     assert "| base | no visible text |" in report.MARKDOWN.read_text(encoding="utf-8")
+
+
+def test_what_to_take_for_how_much_memory_is_the_front(results):
+    report.main(results)
+    section = Path("eval/report.md").read_text(encoding="utf-8").split("## Which KV policy suits which memory?")[1]
+    lines = [re.split(r" *\| *", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
+    taken = [line for line in lines[2:] if len(line) == len(lines[0])][:3]
+    assert [line[0].strip("→ ") for line in taken] == ["streaming_llm 256", "snapkv 256", "full"]
+    assert [line[2] for line in taken] == ["25", "30", "100"]
+    assert sorted(line[1] for line in taken) == [line[1] for line in taken]
+
+
+def test_data_from_the_hub_is_named_with_its_revision(results):
+    bend("data/chat/summary.json", "source", "repo", value="some/dialogues")
+    bend("data/chat/summary.json", "source", "revision", value="0123abcd")
+    report.main(results)
+    for path in (report.MARKDOWN, report.HTML):
+        assert "(some/dialogues at 0123abcd)" in path.read_text(encoding="utf-8")

@@ -54,25 +54,15 @@ def test_figures_leave_out_what_is_not_finite():
     assert figures.scatter("t", [], "x", "y")
 
 
-def test_a_logarithmic_axis_keeps_ratios_and_holds_zero_on_its_edge():
-    names = [f"p{index}" for index in range(4)]
-    points = [figures.Point(name, 1, y) for name, y in zip(names, (0.01, 0.1, 1.0, 0.0), strict=True)]
-    drawn = figures.log_scatter("t", points, "x", "y")
-    heights = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', drawn)]
-    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)
-    assert heights[3] == heights[0]  # 0.01 is the lowest power of ten
-    assert "nan" not in figures.log_scatter("t", [figures.Point("a", 1, float("nan"))], "x", "y")
-    assert figures.log_scatter("t", [figures.Point("a", 1, 0.0)], "x", "y")
-
-
-def test_a_crowd_of_points_is_drawn_within_the_frame():
-    points = [figures.Point(f"policy_{index}", 0.5, 0.001 * 1.2**index) for index in range(36)]
-    drawn = figures.log_scatter("t", points, "x", "y")
-    width, height = (float(side) for side in re.search(r'viewBox="0 0 (\d+) (\d+)"', drawn).groups())
-    names = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*class="name"', drawn)
-    assert len(names) == 36
-    assert all(0 < float(x) < width and 0 < float(y) < height for x, y in names)
-    assert len(set(names)) == 36
+def test_a_whisker_spans_what_is_known():
+    drawn = figures.bars(
+        "t", [figures.Bar("a", 2.0, 1.5, 2.5), figures.Bar("b", 1.0, float("nan"), float("inf"))], "ms"
+    )
+    whiskers = re.findall(r'<path d="M([\d.]+) [\d.]+H([\d.]+)', drawn)
+    assert len(whiskers) == 1
+    start, end = map(float, whiskers[0])
+    width = float(re.findall(r'width="([\d.]+)"', drawn)[0])
+    assert end - start == pytest.approx(width / 2, abs=0.2)
 
 
 def test_bars_start_at_zero_and_keep_their_proportions():

@@ -76,3 +76,40 @@ def test_a_stale_cell_beside_the_named_ones_is_ignored(results):
     io.write_json("eval/quality/Q2_K.json", {"cell": "Q2_K"})
     report.main(results)
     assert "Q2_K" not in report.MARKDOWN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
+def test_numbers_that_are_not_finite_are_shown_and_break_no_figure(results, bad):
+    for index in (5, 7):
+        for keys in (("kv_bytes_final",), ("kv_bytes_peak",), ("entries",)):
+            bend("eval/bench/Q4_K_M.json", "rows", index, *keys, value=bad)
+        for keys in (
+            ("quality", "kld"),
+            ("timing", "ttft_s"),
+            ("timing", "tpot_ms_median"),
+            ("timing", "ratio_to_full"),
+        ):
+            bend(
+                "eval/bench/Q4_K_M.json", "rows", index, *keys, value={"value": bad, "stderr": bad, "ci95": [bad, bad]}
+            )
+        bend("eval/bench/Q4_K_M.json", "rows", index, "kept", 0, 0, value=bad)
+    bend("eval/train/summary.json", "eval_loss", "best", value=bad)
+    report.main(results)
+    html = report.HTML.read_text(encoding="utf-8")
+    assert bad in re.findall(r"<td[^>]*>([^<]+)<", html)
+    drawn = re.findall(r'(?: d| x| y| x1| x2| width| height| transform| points)="([^"]*)"', html)
+    assert len(drawn) > 50
+    assert not [shape for shape in drawn if "nan" in shape or "inf" in shape]
+
+
+def test_a_benchmark_of_an_older_version_has_no_pictures_and_no_recall(results):
+    rows = io.read_json("eval/bench/Q4_K_M.json")
+    for row in rows["rows"]:
+        row.pop("kept")
+        row.pop("recall", None)
+    io.write_json("eval/bench/Q4_K_M.json", rows)
+    report.main(results)
+    html = report.HTML.read_text(encoding="utf-8")
+    assert 'class="kept"' not in html
+    assert "Recall over KV memory" not in html
+    assert html.count('class="card"') == 4

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import io, report
 from pipeline.config import Params
-from pipeline.reporting import answers, page, verdict
+from pipeline.reporting import answers, kv, page, verdict
 from pipeline.reporting.headline import headline
 from pipeline.reporting.load import load
 from tests.report_pages import bend, workspace
@@ -61,6 +61,15 @@ def test_a_policy_that_forgets_is_not_chosen(results):
     assert "recall of at least 90\u00a0% of full KV’s when asked after the cut" in choice.rule
     forget("snapkv", sight="unseen", share=0.8)
     assert verdict.long_conversation(load(results)).name is None
+
+
+def test_entries_in_host_memory_count(results):
+    assert verdict.long_conversation(load(results)).name == "snapkv 256"
+    bend("eval/bench/Q4_K_M.json", "rows", 7, "host_bytes", value=10**9)
+    found = load(results)
+    assert verdict.long_conversation(found).name is None
+    (section,) = kv.sections(found)
+    assert [row[0].text for row in section.front.rows] == ["streaming_llm 256", "full"]
 
 
 def test_a_row_without_recall_is_not_chosen_where_full_kv_has_it(results):

@@ -59,6 +59,7 @@ def row(case: Case, depth: int, by_flash: dict[bool, Tally], full_seconds: float
         "kv_bytes_peak": measure(last.kv_bytes_peak, unit="bytes", better="lower"),
         "kv_bytes_final": measure(last.kv_bytes, unit="bytes", better="lower"),
         "state_bytes": measure(last.state_bytes, unit="bytes", better="lower"),
+        "host_bytes": measure(last.host_bytes, unit="bytes", better="lower"),
         "flops": {
             "prefill": measure(float(last.flops_prefill), unit="FLOP", better="lower"),
             "token": measure(float(last.flops_token), unit="FLOP", better="lower"),

@@ -44,6 +44,7 @@ class Trial:
     kv_bytes: int  # measured at the end
     kv_bytes_peak: int  # accounted at the peak
     state_bytes: int  # what the policy keeps beside keys and values
+    host_bytes: int  # keys and values of entries that may come back
     flops_prefill: int
     flops_token: float  # of a decoded token, on average
     kept: list[np.ndarray]  # for each layer int64 [kv_heads, n], the tokens whose entries live at the end
@@ -83,6 +84,7 @@ def run(
             kv_bytes=cache.kv_bytes(),
             kv_bytes_peak=kv_bytes(engine, policy.precision, peaks),
             state_bytes=stream.state_bytes(),
+            host_bytes=stream.host_bytes(),
             flops_prefill=spent,
             flops_token=work.tokens(1, decoded, 1),
             kept=[origins.numpy() for origins in stream.origins()],

@@ -86,6 +86,11 @@ def _misfits(name: str, recipe: kv.PolicyRecipe, budget: int, shape: CacheShape)
             f"policy {name}: it cuts a prompt at its end alone, which a conversation does not have; take one that cuts "
             f"while tokens come, such as {DEFAULT_POLICY}"
         )
+    if recipe.evicted == "host":
+        yield (
+            f"policy {name}: it keeps every entry in the machine's memory, which a conversation without end would "
+            f"fill; take one that drops them, such as {DEFAULT_POLICY}"
+        )
     if recipe.budgeted:
         yield from (f"policy {name}: {problem}" for problem in recipe.problems(budget, shape.layers))
     yield from (f"policy {name}: {problem}; take another" for problem in recipe.types.problems(shape))

@@ -14,9 +14,11 @@ from pipeline.engines.llama.kv import LlamaLayer
 from pipeline.engines.llama.state import LayerState
 from pipeline.engines.snapshot import Checkpoint, Snapshot
 from pipeline.kv.evidence import Queries
-from pipeline.kv.running import Hits, Means, Sums
+from pipeline.kv.running import Column, Hits, Means, Sums
 
-CLASSES = {one.__name__: one for one in (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits)}
+CLASSES = {
+    one.__name__: one for one in (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits, Column)
+}
 
 
 def flat(value: Any, arrays: dict[str, np.ndarray], name: str = "state") -> Any:

@@ -20,6 +20,7 @@ class LayerKv(Protocol):
     """One layer's keys and values, as stored; entries stand oldest first in every KV head."""
 
     entries: int
+    nbytes: int
 
     def keys(self) -> Tensor:
         """Return float32 [kv_heads, n, head_dim], after RoPE."""

@@ -76,7 +76,7 @@ def evict(snapshot: Snapshot, cut: Cut, budget: int, positions: Positions, rope:
         for layer, index, target in zip(snapshot.layers, keep, targets, strict=True)
     ]
     if positions.shifts:
-        layers = _moved(layers, [to - was for to, was in zip(new, old, strict=True)], rope)
+        layers = moved(layers, [to - was for to, was in zip(new, old, strict=True)], rope)
     memories = copy.deepcopy(list(snapshot.memories))
     for memory, index in zip(memories, keep, strict=False):
         memory.gather(index)
@@ -91,14 +91,14 @@ def evict(snapshot: Snapshot, cut: Cut, budget: int, positions: Positions, rope:
     )
 
 
-def _moved(layers: Sequence[LayerKv], by: Sequence[Tensor], rope: Rope) -> list[LayerKv]:
+def moved(layers: Sequence[LayerKv], by: Sequence[Tensor], rope: Rope) -> list[LayerKv]:
     """Return the layers with their keys moved by int64 [kv_heads, n]; most often by the same in all of them."""
-    moved, before, angles = [], None, None
+    made, before, angles = [], None, None
     for layer, delta in zip(layers, by, strict=True):
         if before is None or not torch.equal(before, delta):
             before, angles = delta, rope.angles(delta) if delta.any() else None
-        moved.append(layer.with_keys(rope.turn(layer.keys(), angles)) if angles else layer)
-    return moved
+        made.append(layer.with_keys(rope.turn(layer.keys(), angles)) if angles else layer)
+    return made
 
 
 def _turned(queries: Queries, by: int, rope: Rope) -> Queries:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.engines.cache import Cache, KvEngine, Room, Watch
+from pipeline.engines.cache import Cache, KvEngine, Room, Rows, Watch
+from pipeline.engines.host import Host
 from pipeline.engines.snapshot import Checkpoint, Snapshot, evict
 from pipeline.kv.evidence import Queries
 from pipeline.kv.policy import Policy
@@ -35,7 +36,9 @@ class Stream:
         self._positions: list[Tensor] = [none] * engine.shape.layers
         self._since = 0  # tokens that came after it
         self._queries: list[Queries] = []
-        self._memories: list[Memory] = [policy.running() for _ in self._origins] if policy.running else []
+        self.host = Host(engine, policy) if policy.evicted == "host" else None  # of all entries, if they live on
+        gathers = policy.running and not self.host
+        self._memories: list[Memory] = [policy.running() for _ in self._origins] if gathers else []
         self._seen = self._upcoming = 0
         self._logits = np.empty(0, np.float32)
         self.peaks = [0] * engine.shape.layers  # most entries of each layer that lived at once
@@ -68,8 +71,13 @@ class Stream:
         return np.concatenate(scores)
 
     def take(self, prompt: Snapshot) -> None:
-        """Go on from a prompt prefilled as a whole, cut as the policy says; what was fed before is forgotten."""
+        """Go on from a prompt prefilled as a whole, cut as the policy says; what was fed before is forgotten.
+
+        Raises ValueError under a policy whose evicted entries live on: its prompt is fed, cut by cut.
+        """
         policy = self._policy
+        if self.host:
+            raise ValueError("evicted entries go to the host as they are fed: feed the prompt, do not prefill it")
         if policy.prefill:
             prompt = evict(prompt, policy.prefill, policy.budget, policy.positions, self._rope)
         if policy.decode:
@@ -96,7 +104,12 @@ class Stream:
         )
 
     def checkpoint(self) -> Checkpoint:
-        """Return the sequence as it stands, apart from what is fed later."""
+        """Return the sequence as it stands, apart from what is fed later.
+
+        Raises ValueError under a policy whose evicted entries live on, which it would not hold.
+        """
+        if self.host:
+            raise ValueError("the entries on the host are no part of a checkpoint: take a policy that drops them")
         return Checkpoint(_apart(self.snapshot()), copy.deepcopy(self._beside()))
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -105,9 +118,14 @@ class Stream:
         self._take_beside(copy.deepcopy(checkpoint.beside))
 
     def state_bytes(self) -> int:
-        """Return the bytes of what is kept beside keys and values: running scores and newest queries."""
+        """Return the bytes of what is kept beside keys and values: running scores, newest queries, and block keys."""
         queries = sum(queries.vectors.nbytes for queries in self._queries)
-        return queries + sum(memory.size_bytes() for memory in self._memories)
+        gathered = self.host.state_bytes() if self.host else sum(memory.size_bytes() for memory in self._memories)
+        return queries + gathered
+
+    def host_bytes(self) -> int:
+        """Return the measured bytes of keys and values in host memory: of every entry up to the last cut, or none."""
+        return self.host.kv_bytes() if self.host else 0
 
     def _beside(self) -> Any:
         """Return what this kind of stream keeps beside a snapshot."""
@@ -119,7 +137,7 @@ class Stream:
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         wanted = np.full(len(block), every)
         wanted[-1] = True
-        watch = Watch(self._watched(len(block)), self._observe if self._memories else None)
+        watch = Watch(self._watched(len(block)), self._rows())
         count = len(block)
         self.attended += count * sum(self.lives) + len(self._origins) * count * (count + 1) // 2
         scores, queries = self._cache.append(block, self._upcoming, wanted, watch)
@@ -131,6 +149,12 @@ class Stream:
         self.peaks = [max(peak, live) for peak, live in zip(self.peaks, self.lives, strict=True)]
         self._logits = scores[-1]
         return scores
+
+    def _rows(self) -> Rows | None:
+        """Return who wants to see attention rows."""
+        if self.host:
+            return self.host.observe if self.host.gathers else None
+        return self._observe if self._memories else None
 
     def _observe(self, layer: int, rows: Tensor) -> None:
         self._memories[layer].observe(rows)
@@ -157,7 +181,10 @@ class Stream:
 
     def _cut(self) -> None:
         policy = self._policy
-        self._write(evict(self.snapshot(), policy.decode, policy.budget, policy.positions, self._rope))
+        if self.host:
+            self._write(self.host.cut(self.snapshot(), self._since))
+        else:
+            self._write(evict(self.snapshot(), policy.decode, policy.budget, policy.positions, self._rope))
 
     def _write(self, snapshot: Snapshot) -> None:
         self._cache.write(snapshot.layers, snapshot.upcoming)

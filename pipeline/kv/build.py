@@ -22,6 +22,7 @@ SIGNALS = {
     ),
     recipe.Logit: lambda by, keep: signals.LastLogit(),
     recipe.Similarity: lambda by, keep: signals.BlockSimilarity(by.block, by.queries, keep.sinks),
+    recipe.Representatives: lambda by, keep: signals.Representatives(by.block, by.queries, by.keys, keep.sinks),
 }
 SIZES = {
     recipe.UniformSizes: lambda sizes, keep: allocators.Uniform(),
@@ -47,6 +48,7 @@ def policy(source: recipe.PolicyRecipe, budget: int | None, slack: int) -> Polic
         positions=POSITIONS[places] if isinstance(places, str) else positions.Clamped(int(places.clamped * budget)),
         precision=source.types,
         slack=own if source.decode else 0,
+        evicted=source.evicted,
     )
 
 
@@ -74,6 +76,17 @@ def too_small(source: recipe.CutRecipe, budget: int, layers: int) -> str | None:
     for layer, size in zip(active, sizes, strict=True):
         if size < least:
             return f"a budget of {budget} leaves {size} entries to layer {layer}, but what always stays needs {least}"
+    return None
+
+
+def too_few(source: recipe.CutRecipe, budget: int) -> str | None:
+    """Say why blocks could not be called back from the host, or None: each one leaves the window as a whole."""
+    if not source.score:
+        return None
+    segments, block = cut(source).segments, source.score.by.block
+    left = budget - segments.sinks - segments.recent_of(budget)
+    if left < block - 1:
+        return f"a budget of {budget} leaves {left} entries to blocks of {block}, which need {block - 1} at least"
     return None
 
 

@@ -46,6 +46,7 @@ class Evidence:
     rope: Rope
     queries: Queries | None = None
     sums: Tensor | None = None  # float32 [heads, n], what a running scorer has gathered
+    blocks: Tensor | None = None  # float32 [kv_heads or 1, blocks, head_dim], un-rotated: what a host finds blocks by
 
     @property
     def entries(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.kv.cut import Cut
 from pipeline.kv.narrowing import Narrowing
@@ -33,6 +34,7 @@ class Policy:
     positions: Positions = ORIGINAL
     precision: Precision = F16
     slack: int = 0
+    evicted: Literal["dropped", "host"] = "dropped"  # on the host, every entry is a candidate again at each cut
 
     @property
     def cuts(self) -> tuple[Cut, ...]:

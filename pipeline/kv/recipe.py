@@ -14,14 +14,22 @@ from pydantic import Field, model_validator
 from pipeline import recipes
 from pipeline.errors import ConfigError
 from pipeline.kv.precision import KvType, Precision
+from pipeline.kv.recipe_signals import (
+    Chance,
+    Count,
+    KeyNorm,
+    Logit,
+    Positive,
+    Representatives,
+    Share,
+    Similarity,
+    SoFar,
+    Window,
+)
 from pipeline.schema import Section
 
 if TYPE_CHECKING:
     from pipeline.kv.policy import Policy
-
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Keep(Section):
@@ -29,57 +37,6 @@ class Keep(Section):
 
     sinks: Count = 0
     recent: Count | Annotated[float, Field(ge=0, lt=1)] | Literal["rest"] = 0
-
-
-class KeyNorm(Section):
-    """Short keys stay; ``high`` keeps long ones, as a control."""
-
-    signal: Literal["key_norm"]
-    high: bool = False
-
-
-class Chance(Section):
-    """Drawn by lot, as a control."""
-
-    signal: Literal["random"]
-    seed: Count = 0
-
-
-class Window(Section):
-    """Attention of the newest queries: a count of them, or a share of the entries and one more."""
-
-    signal: Literal["attention"]
-    queries: Positive | Share
-    over_queries: Literal["sum", "rising_mean"] = "sum"
-    rising_to: Annotated[float, Field(ge=1)] = 1.0  # weight of the newest query in a rising mean, the oldest's being 1
-
-
-class SoFar(Section):
-    """Attention of every query since an entry came: its sum, its mean, or how often it was above an even share."""
-
-    signal: Literal["attention_so_far"]
-    gather: Literal["sums", "means", "hits"]
-    history: Positive | None = None  # hits alone: rows that count
-
-    @model_validator(mode="after")
-    def _hits_have_a_history(self) -> SoFar:
-        if (self.history is None) == (self.gather == "hits"):
-            raise ValueError("`gather: hits` needs a history, and no other takes one")
-        return self
-
-
-class Logit(Section):
-    """q.k of the newest query, without scale or softmax."""
-
-    signal: Literal["logit"]
-
-
-class Similarity(Section):
-    """Cosine of blocks' mean keys with the mean of the newest queries, both un-rotated."""
-
-    signal: Literal["similarity"]
-    queries: Positive
-    block: Positive
 
 
 class PoolOf(Section):
@@ -99,7 +56,9 @@ class PoolOf(Section):
 class Score(Section):
     """How candidates are ranked, and who keeps one set: each KV head, all heads of a layer, the whole model."""
 
-    by: Annotated[KeyNorm | Chance | Window | SoFar | Logit | Similarity, Field(discriminator="signal")]
+    by: Annotated[
+        KeyNorm | Chance | Window | SoFar | Logit | Similarity | Representatives, Field(discriminator="signal")
+    ]
     pool: PoolOf | None = None
     blocks: Positive | None = None  # entries that score as one
     over_group: Literal["mean", "sum", "max"] = "mean"  # over the query heads of a KV head
@@ -228,6 +187,7 @@ class PolicyRecipe(Section):
     positions: Literal["original", "compact"] | Clamped = "original"
     precision: Types = Types()
     slack: Count | None = None  # tokens between two cuts; null: the benchmark's
+    evicted: Literal["dropped", "host"] = "dropped"  # what becomes of entries that go: on the host they may come back
 
     @model_validator(mode="after")
     def _online_needs_a_rule(self) -> PolicyRecipe:
@@ -237,6 +197,27 @@ class PolicyRecipe(Section):
             raise ValueError("a prompt is either fed online or narrowed")
         if self._sums() and self.narrow and self.narrow.scope == "hidden":
             raise ValueError("a prompt narrowed between layers shows no attention to sum; take another signal")
+        return self
+
+    @model_validator(mode="after")
+    def _what_comes_back_has_a_place(self) -> PolicyRecipe:
+        by_blocks = self._scores_by(Similarity, Representatives)
+        if self.evicted == "dropped":
+            if self._scores_by(Representatives):
+                raise ValueError("blocks have representatives on the host alone: write `evicted: host`")
+            return self
+        if not self.online or self.prefill:
+            raise ValueError("`evicted: host` goes with a `decode` that is online, and without `prefill`")
+        cut = self.decode
+        if self.positions == "compact" or cut.skip or cut.drop or cut.sizes.shape != "uniform":
+            raise ValueError(
+                "`evicted: host` goes with layers of one size, and with original or clamped positions to come back to"
+            )
+        if cut.score and (not by_blocks or cut.score.share != "layer" or cut.score.pool or cut.score.blocks):
+            raise ValueError(
+                "`evicted: host` takes back whole blocks for all heads of a layer: rank by `similarity` or "
+                "`representatives`, with `share: layer`, and without pool and blocks"
+            )
         return self
 
     @property
@@ -264,8 +245,11 @@ class PolicyRecipe(Section):
 
     def _sums(self) -> bool:
         """Tell whether some cut gathers every attention row."""
+        return self._scores_by(SoFar, Representatives)
+
+    def _scores_by(self, *signals: type) -> bool:
         cuts = [cut for cut in (self.prefill, self.decode) if cut and cut.score]
-        return any(isinstance(cut.score.by, SoFar) for cut in cuts)
+        return any(isinstance(cut.score.by, signals) for cut in cuts)
 
     def problems(self, budget: int, layers: int) -> Iterator[str]:
         """Yield what is wrong with a budget for this policy on a model of so many layers."""
@@ -277,6 +261,8 @@ class PolicyRecipe(Section):
                     yield f"{name}.skip: layer {layer}, but the model's layers are 0 to {layers - 1}"
             if cut and (short := build.too_small(cut, budget, layers)):
                 yield f"{name}: {short}"
+        if self.evicted == "host" and (short := build.too_few(self.decode, budget)):
+            yield f"decode: {short}"
         if self.narrow and budget <= self.narrow.keep.sinks + int(self.narrow.keep.recent):
             yield f"narrow: a budget of {budget} entries, but sinks and newest tokens need more"
 

@@ -32,43 +32,68 @@ class Memory(Protocol):
 
 Running = Callable[[], Memory]
 
-
-def _grown(old: Tensor | None, rows: Tensor) -> Tensor:
-    """Return ``old`` [heads, n'] with zeros for the entries that came with ``rows``."""
-    if old is None:
-        return rows.new_zeros(rows.shape[0], rows.shape[2])
-    return torch.nn.functional.pad(old, (0, rows.shape[2] - old.shape[-1]))
+AHEAD = 64  # entries that room is taken for at once
 
 
-def _kept(values: Tensor, keep: Tensor) -> Tensor:
-    """Return [heads, ..., m] of [heads, ..., n]: each query head follows its KV head's choice."""
-    index = keep.repeat_interleave(values.shape[0] // keep.shape[0], dim=0)
-    for _ in range(values.ndim - 2):
-        index = index.unsqueeze(1)
-    return values.gather(-1, index.expand(*values.shape[:-1], keep.shape[1]))
+@dataclass
+class Column:
+    """Numbers [heads, n, ...] that grow with the entries, which come one by one: room is taken for many at once."""
+
+    room: Tensor | None = None
+    entries: int = 0
+
+    @property
+    def view(self) -> Tensor:
+        """The numbers."""
+        return self.room[:, : self.entries]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers."""
+        return 0 if self.room is None else self.view.nbytes
+
+    def grown(self, heads: int, entries: int, *others: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a view [heads, entries, ...] with zeros for the new entries; ``others`` are the lengths behind."""
+        if self.room is None or entries > self.room.shape[1]:
+            room = torch.zeros(heads, entries + AHEAD, *others, dtype=dtype)
+            if self.room is not None:
+                room[:, : self.entries] = self.view
+            self.room = room
+        self.entries = entries
+        return self.view
+
+    def gather(self, keep: Tensor) -> None:
+        """Keep entries int64 [kv_heads, m] of each head; every query head follows its KV head."""
+        if self.room is None:
+            return
+        heads, cells = self.room.shape[:2]
+        index = keep.repeat_interleave(heads // len(keep), dim=0) + cells * torch.arange(heads).unsqueeze(1)
+        kept = self.room.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *self.room.shape[2:])
+        self.room, self.entries = kept, kept.shape[1]
 
 
 @dataclass
 class Sums:
     """Column sums of attention since an entry came: H2O (Zhang et al., 2023, arXiv 2306.14048)."""
 
-    sums: Tensor | None = None
+    sums: Column = field(default_factory=Column)
 
     def observe(self, rows: Tensor) -> None:
         """Add each entry's weights."""
-        self.sums = _grown(self.sums, rows).add_(rows.sum(1))
+        heads, count, entries = rows.shape
+        self.sums.grown(heads, entries).add_(rows[:, 0] if count == 1 else rows.sum(1))
 
     def value(self) -> Tensor:
         """Return the sums."""
-        return self.sums
+        return self.sums.view
 
     def gather(self, keep: Tensor) -> None:
         """Keep the sums of the survivors; those of the evicted are lost."""
-        self.sums = _kept(self.sums, keep)
+        self.sums.gather(keep)
 
     def size_bytes(self) -> int:
         """Return the bytes of the sums."""
-        return 0 if self.sums is None else self.sums.nbytes
+        return self.sums.nbytes
 
 
 @dataclass
@@ -76,25 +101,26 @@ class Means:
     """Mean attention since an entry came: TreeKV (He et al., 2025, arXiv 2501.04987)."""
 
     sums: Sums = field(default_factory=Sums)
-    counts: Tensor | None = None  # rows that saw the entry, [heads, n]
+    counts: Column = field(default_factory=Column)  # rows that saw the entry, [heads, n]
 
     def observe(self, rows: Tensor) -> None:
         """Add each entry's weights, and one for each row that could see it."""
         self.sums.observe(rows)
-        self.counts = _grown(self.counts, rows).add_(_visible(rows).sum(0))
+        heads, count, entries = rows.shape
+        self.counts.grown(heads, entries).add_(1 if count == 1 else _visible(rows).sum(0))
 
     def value(self) -> Tensor:
         """Return the means."""
-        return self.sums.value() / self.counts
+        return self.sums.value() / self.counts.view
 
     def gather(self, keep: Tensor) -> None:
         """Keep sums and counts of the survivors."""
         self.sums.gather(keep)
-        self.counts = _kept(self.counts, keep)
+        self.counts.gather(keep)
 
     def size_bytes(self) -> int:
         """Return the bytes of sums and counts."""
-        return 2 * self.sums.size_bytes()
+        return self.sums.size_bytes() + self.counts.nbytes
 
 
 @dataclass
@@ -103,32 +129,38 @@ class Hits:
 
     Scissorhands (Liu et al., 2023, arXiv 2305.17118). Its listing marks low weights, its text and figures keep the
     entries that matter: high weights are counted here. An even share is one over the entries that a row sees.
+    The rows stand in a ring, so that a new one costs itself and the one it replaces.
     """
 
     history: int
-    rows: Tensor | None = None  # bool [heads, w, n]
+    ring: Column = field(default_factory=Column)  # uint8 [heads, n, history]
+    counts: Column = field(default_factory=Column)  # int32 [heads, n]
+    seen: int = 0  # rows so far
 
     def observe(self, rows: Tensor) -> None:
         """Note the hits of new rows and forget those beyond the history."""
-        recent = rows[:, -self.history :]
-        visible = _visible(rows).sum(1)[-self.history :]
-        hits = recent > 1.0 / visible[:, None]
-        if self.rows is not None:
-            old = torch.nn.functional.pad(self.rows, (0, rows.shape[2] - self.rows.shape[2]))
-            hits = torch.cat([old, hits], dim=1)[:, -self.history :]
-        self.rows = hits
+        heads, count, entries = rows.shape
+        recent = rows[:, -self.history :].transpose(1, 2)
+        hits = recent > 1.0 / _visible(rows).sum(1)[-self.history :]
+        self.seen += count
+        places = torch.arange(self.seen - hits.shape[2], self.seen) % self.history
+        ring = self.ring.grown(heads, entries, self.history, dtype=torch.uint8)
+        counts = self.counts.grown(heads, entries, dtype=torch.int32)
+        counts += hits.sum(2, dtype=torch.int32) - ring[:, :, places].sum(2, dtype=torch.int32)
+        ring[:, :, places] = hits.to(torch.uint8)
 
     def value(self) -> Tensor:
         """Return the counts."""
-        return self.rows.sum(1).float()
+        return self.counts.view.float()
 
     def gather(self, keep: Tensor) -> None:
         """Keep the hits of the survivors."""
-        self.rows = _kept(self.rows, keep)
+        self.ring.gather(keep)
+        self.counts.gather(keep)
 
     def size_bytes(self) -> int:
-        """Return the bytes of the hits."""
-        return 0 if self.rows is None else self.rows.nbytes
+        """Return the bytes of the hits and their counts."""
+        return self.ring.nbytes + self.counts.nbytes
 
 
 def _visible(rows: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ SIGNALS = {
     recipe.SoFar: lambda by: f"attention {by.gather}" + (f" of the last {by.history} queries" if by.history else ""),
     recipe.Logit: lambda by: "q.k of the last query",
     recipe.Similarity: lambda by: f"cosine of blocks of {by.block} to the last {by.queries} queries",
+    recipe.Representatives: lambda by: (
+        f"q.k of the last {by.queries} queries with the {by.keys} most attended keys of blocks of {by.block}"
+    ),
 }
 SIZES = {
     recipe.UniformSizes: lambda sizes: "budget",
@@ -33,6 +36,8 @@ def composition(source: recipe.PolicyRecipe) -> str:
     if source.decode:
         when = "always" if source.online else "from the prompt's end on"
         parts.append(f"{when}: {_cut(source.decode)}")
+    if source.evicted == "host":
+        parts.append("what goes lives on in host memory" + (" and may come back" if source.decode.score else ""))
     parts.append(f"{_positions(source.positions)} positions")
     k, v = source.precision.k, source.precision.v
     parts.append(k if k == v else f"{k}/{v}")

@@ -22,6 +22,7 @@ from pipeline.quant.job import Export, Job
 from pipeline.quant.recipe import CompressedRecipe
 
 if TYPE_CHECKING:
+    import torch
     from compressed_tensors.quantization import QuantizationScheme
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +45,12 @@ def make(job: Job) -> Export:
     probe = verify.probe_ids(tokenizer)
     with runtime.quiet():
         model = _load(job.merged)
+        stored = model.dtype
+        if not runtime.has_bf16():
+            model = model.float()  # calibration would imitate bfloat16, many times slower
         _oneshot(model, tokenizer, scheme, job)
+        if model.dtype != stored:
+            _round(model, stored)
         in_memory = _logits(model, probe)
         _save(model, tokenizer, job.out)
         return _reopened(job, probe, in_memory)
@@ -144,6 +150,20 @@ def _gptq(scheme: QuantizationScheme, recipe: CompressedRecipe) -> Any:
     from llmcompressor.modifiers.gptq import GPTQModifier
 
     return GPTQModifier(config_groups={"linear": scheme}, ignore=list(recipe.ignore), dampening_frac=recipe.dampening)
+
+
+def _round(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring all parameters to ``dtype``, quantised weights onto the grid that their rounded scales make."""
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+
+    for parameter in model.parameters():  # buffers, RoPE's angles among them, stay as precise as they are
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme and scheme.weights:
+            zero, groups = getattr(module, "weight_zero_point", None), getattr(module, "weight_g_idx", None)
+            module.weight.data = fake_quantize(module.weight, module.weight_scale, zero, scheme.weights, groups)
 
 
 MODIFIERS: dict[str, Callable[[Any, CompressedRecipe], Any]] = {"quantization": _quantization, "gptq": _gptq}

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import prompts
+from pipeline import io, prompts
 from pipeline.config import Runtime
 from pipeline.errors import UserError, nearest
 from pipeline.prompts import Message
-from pipeline.quant import gguf_writer, weights
+from pipeline.quant import gguf_writer, modelfile, weights
 from pipeline.quant.job import Export, Job
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ USAGE = """Run it with llama.cpp; the file holds tokenizer and chat template:
 
 ```
 llama-cli -m {file} -p "咳嗽三天了怎么办？"
-```"""
+```
+
+`Modelfile` beside it is for Ollama: `ollama create NAME -f Modelfile`."""
 
 
 def make(job: Job) -> Export:
-    """Write the merged model into ``job.out`` as a GGUF file of the recipe's file type."""
+    """Write the merged model into ``job.out`` as a GGUF file of the recipe's file type, with a Modelfile beside it."""
     file_type = job.recipe.file_type
     path = job.out / f"{job.name}.gguf"
     if file_type in gguf_writer.MATRIX_TYPES:
@@ -44,6 +46,7 @@ def make(job: Job) -> Export:
         gguf_writer.write(job, source, own_type)
         _quantize(source, path, number, job)
         source.unlink()
+    io.write_text(job.out / modelfile.NAME, modelfile.text(path.name))
     return _opened(job, path)
 
 

@@ -13,12 +13,12 @@ from pipeline.reporting.svg import Frame, element, label
 
 CHAR_WIDTH, LABEL_HEIGHT, DOT = 6.6, 14, 5
 BAR_PITCH, BAR_HEIGHT, NAME_WIDTH = 34, 14, 132
-WIDE, CROWD, CROWD_PITCH = 960, 16, 22  # more points or bars than a crowd's are drawn wider, or closer
+CROWD, CROWD_PITCH = 16, 20  # more bars than a crowd's are drawn closer
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line of (x, y) points; ``marked`` lines carry a dot at each point."""
+    """A named line of (x, y) points; a ``marked`` one carries a dot at each point. The last line stands out."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -37,21 +37,22 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """A named length with the larger value it may reach, such as a 95th percentile."""
+    """A named length and the range it may take, such as a standard error's, or up to a 95th percentile."""
 
     name: str
     value: float
+    low: float | None = None
     high: float | None = None
     reference: bool = False
 
 
-def curves(title: str, series: Sequence[Series], x_label: str, y_label: str) -> Markup:
-    """Draw lines over a common axis; points that are not finite break no scale and are left out."""
+def curves(title: str, series: Sequence[Series], x_label: str, y_label: str, zero: bool = False) -> Markup:
+    """Draw lines over a common axis, from ``zero`` where asked; points that are not finite are left out."""
     series = [Series(one.name, _finite(one.points), one.marked) for one in series]
     xs = [x for one in series for x, _ in one.points] or [0, 1]
     ys = [y for one in series for _, y in one.points] or [0, 1]
-    frame = Frame(svg.ticks(0, max(xs)), svg.ticks(min(ys), max(ys)), x_label, y_label)
-    lines = [_line(frame, one, f"line{index}") for index, one in enumerate(series)]
+    frame = Frame(svg.ticks(0, max(xs)), svg.ticks(0 if zero else min(ys), max(ys)), x_label, y_label)
+    lines = [_line(frame, one) for one in series]
     return svg.drawing(title, frame.axes(), *lines)
 
 
@@ -59,11 +60,11 @@ def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _line(frame: Frame, series: Series, class_: str) -> Markup:
+def _line(frame: Frame, series: Series) -> Markup:
     spots = [(frame.x(x), frame.y(y)) for x, y in series.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
     marks = [element("circle", cx=x, cy=y, r=3.5) for x, y in spots] if series.marked else []
-    return element("g", element("polyline", points=path), *marks, class_=class_)
+    return element("g", element("polyline", points=path), *marks, class_="line")
 
 
 def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> Markup:
@@ -73,30 +74,13 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
     return _named(title, points, Frame(svg.ticks(0, top[0]), svg.ticks(0, top[1]), x_label, y_label))
 
 
-def log_scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> Markup:
-    """Draw named points over a logarithmic vertical axis, whose lower edge holds those at zero."""
-    points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
-    heights = [point.y for point in points if point.y > 0] or [1]
-    wide = len(points) > CROWD
-    frame = Frame(
-        svg.ticks(0, max((point.x for point in points), default=1) or 1),
-        svg.powers(min(heights), max(heights)),
-        x_label,
-        y_label,
-        width=WIDE if wide else svg.WIDTH,
-        height=svg.HEIGHT * 2 if wide else svg.HEIGHT,
-        log=True,
-    )
-    return _named(title, points, frame)
-
-
 def _named(title: str, points: Sequence[Point], frame: Frame) -> Markup:
     spots = [(frame.x(point.x), frame.y(point.y)) for point in points]
     taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in spots]
     drawn = [frame.axes()]
     for point, (x, y) in zip(points, spots, strict=True):
         drawn.append(_dot(point, x, y))
-        place, box = _free_place(point.name, x, y, taken, frame)
+        place, box = free_place(point.name, x, y, taken, frame)
         taken.append(box)
         drawn.append(label(*place[:2], point.name, place[2], class_="name"))
     return svg.drawing(title, *drawn, width=frame.width, height=frame.height)
@@ -107,7 +91,7 @@ def _dot(point: Point, x: float, y: float) -> Markup:
     return element("circle", hint, cx=x, cy=y, r=DOT, class_="hollow" if point.reference else "dot")
 
 
-def _free_place(name: str, x: float, y: float, taken: Sequence[tuple], frame: Frame) -> tuple[tuple, tuple]:
+def free_place(name: str, x: float, y: float, taken: Sequence[tuple], frame: Frame) -> tuple[tuple, tuple]:
     """Return (x, y, anchor) and the box of a name near a point: the place that overlaps what is drawn least."""
     width, gap = len(name) * CHAR_WIDTH, DOT + 5
     sides = [(x + gap, "start"), (x - gap, "end")]
@@ -133,7 +117,7 @@ def _cost(box: tuple, taken: Sequence[tuple], frame: tuple) -> float:
 def bars(title: str, items: Sequence[Bar], unit: str) -> Markup:
     """Draw horizontal bars from zero, each with its value, and a whisker up to ``high``."""
     items = [item for item in items if math.isfinite(item.value)]
-    top = max((max(item.value, item.high or 0) for item in items), default=1) or 1
+    top = max((max(item.value, _range(item)[1]) for item in items), default=1) or 1
     left = max([NAME_WIDTH, *(len(item.name) * CHAR_WIDTH + 14 for item in items)])
     scale, pitch = (svg.WIDTH - left - 96) / top, CROWD_PITCH if len(items) > CROWD else BAR_PITCH
     rows = [_bar(item, (left, index * pitch + 8), scale, unit) for index, item in enumerate(items)]
@@ -143,20 +127,23 @@ def bars(title: str, items: Sequence[Bar], unit: str) -> Markup:
 def _bar(item: Bar, corner: tuple[float, float], scale: float, unit: str) -> Markup:
     left, y = corner
     middle, end = y + BAR_HEIGHT / 2, left + item.value * scale
-    high = item.high if item.high is not None and math.isfinite(item.high) else item.value
-    reach = left + max(item.value, high) * scale
+    start, reach = (left + max(0, edge) * scale for edge in _range(item))
+    shape = {"x": left, "y": y, "width": end - left, "height": BAR_HEIGHT, "rx": 2}
     return element(
         "g",
         label(left - 10, middle + 4.5, item.name, "end", "name"),
-        element(
-            "rect",
-            x=left,
-            y=y,
-            width=end - left,
-            height=BAR_HEIGHT,
-            rx=2,
-            class_="barref" if item.reference else "bar",
-        ),
-        element("line", x1=end, x2=reach, y1=middle, y2=middle, class_="whisker"),
-        label(reach + 8, middle + 4.5, f"{svg.short(item.value)} {unit}", "start", "tick"),
+        element("rect", **shape, class_="barref" if item.reference else "bar"),
+        _whisker(start, reach, middle) if reach > start else "",
+        label(max(end, reach) + 8, middle + 4.5, f"{svg.short(item.value)} {unit}", "start", "tick"),
     )
+
+
+def _range(item: Bar) -> tuple[float, float]:
+    """Return where a bar's whisker starts and ends: at the value itself where an edge is unknown."""
+    low, high = (item.value if edge is None or not math.isfinite(edge) else edge for edge in (item.low, item.high))
+    return low, high
+
+
+def _whisker(start: float, end: float, y: float) -> Markup:
+    path = f"M{start:.1f} {y:.1f}H{end:.1f}M{start:.1f} {y - 3:.1f}v6M{end:.1f} {y - 3:.1f}v6"
+    return element("path", d=path, class_="whisker")

@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from pipeline.config import Params
 from pipeline.errors import UserError
-from pipeline.reporting import records
+from pipeline.reporting import origin, records
 
 CHAT = Path("data/chat/summary.json")
 EVAL = Path("eval")
 SPEED = EVAL / "bench/speed.json"
-CURVES = ("loss", "eval_loss")
+CURVES = ("loss", "eval_loss", "learning_rate")
 REFERENCES = ("base", "merged")
 AGAIN = "run `dvc repro {stage}`"
 
@@ -41,19 +41,21 @@ class Results:
     bench: dict[str, records.Bench]
     timings: dict[str, records.StageTiming]
     speed: records.Speed | None  # measured by hand, with `make speed`
+    origin: origin.Origin | None
 
 
 @dataclass
 class Reader:
-    """Reads files and remembers what is wrong with them."""
+    """Reads files below ``root`` and remembers what is wrong with them."""
 
+    root: Path = Path()
     problems: list[str] = field(default_factory=list)
 
     def record(self, path: Path, model: type[Model], stage: str) -> Model | None:
         """Return a file's record, or None with the problem noted."""
         again = AGAIN.format(stage=stage)
         try:
-            return model.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return model.model_validate(json.loads((self.root / path).read_text(encoding="utf-8")))
         except FileNotFoundError:
             self.problems.append(f"{path}: missing; {again}")
         except ValidationError as error:
@@ -66,7 +68,7 @@ class Reader:
         """Return the (step, value) pairs of a DVCLive table, or None with the problem noted."""
         again = AGAIN.format(stage=stage)
         try:
-            with path.open(encoding="utf-8", newline="") as lines:
+            with (self.root / path).open(encoding="utf-8", newline="") as lines:
                 return [(float(row["step"]), float(row[path.stem])) for row in csv.DictReader(lines, delimiter="\t")]
         except FileNotFoundError:
             self.problems.append(f"{path}: missing; {again}")
@@ -84,10 +86,28 @@ def _explained(error: ValidationError) -> Iterator[str]:
 
 def load(params: Params) -> Results:
     """Read what every stage wrote; raise UserError naming each file that is missing, partial or malformed."""
-    reader, encodings = Reader(), params.quantize.encodings
-    results = Results(
+    reader = Reader()
+    chat = reader.record(CHAT, records.ChatSummary, "convert")
+    results = _measured(reader, params, chat, origin.read(params, reader.problems))
+    return _whole(results, reader, (records.FULL, *params.bench.policies))
+
+
+def load_revision(params: Params, root: Path) -> Results:
+    """Read what Git tracks of another revision's results, from the folder that holds its eval/.
+
+    Errors are load's, but a policy without rows is none: nothing can be measured at that revision any more.
+    """
+    reader = Reader(root)
+    return _whole(_measured(reader, params, None, None), reader, (records.FULL,))
+
+
+def _measured(
+    reader: Reader, params: Params, chat: records.ChatSummary | None, made_from: origin.Origin | None
+) -> Results:
+    encodings = params.quantize.encodings
+    return Results(
         params=params,
-        chat=reader.record(CHAT, records.ChatSummary, "convert"),
+        chat=chat,
         train=reader.record(EVAL / "train/summary.json", records.TrainSummary, "train"),
         curves={name: reader.curve(EVAL / f"train/plots/metrics/{name}.tsv", "train") for name in CURVES},
         merge=reader.record(EVAL / "merge.json", records.Merge, "merge"),
@@ -107,9 +127,14 @@ def load(params: Params) -> Results:
             timing: reader.record(EVAL / f"timings/{timing}.json", records.StageTiming, stage)
             for timing, stage in stages(params)
         },
-        speed=reader.record(SPEED, records.Speed, "speed") if SPEED.is_file() else None,
+        speed=reader.record(SPEED, records.Speed, "speed") if (reader.root / SPEED).is_file() else None,
+        origin=made_from,
     )
-    if problems := reader.problems or list(_incomplete(results)):
+
+
+def _whole(results: Results, reader: Reader, policies: tuple[str, ...]) -> Results:
+    """Return results that are all there, with these policies, and fit together; raise UserError with every problem."""
+    if problems := reader.problems or list(_incomplete(results, policies)):
         raise UserError(*problems)
     return results
 
@@ -127,7 +152,7 @@ def stages(params: Params) -> Iterator[tuple[str, str]]:
     yield from ((f"bench@{name}", f"bench@{name}") for name in params.bench.encodings)
 
 
-def _incomplete(results: Results) -> Iterator[str]:
+def _incomplete(results: Results, policies: tuple[str, ...]) -> Iterator[str]:
     """Yield what does not fit together: cells about other dialogues, a bench without one of its policies."""
     merged = _dialogues(results.quality["merged"])
     for name, quality in results.quality.items():
@@ -138,7 +163,7 @@ def _incomplete(results: Results) -> Iterator[str]:
     for name, bench in results.bench.items():
         again = AGAIN.format(stage=f"bench@{name}")
         found = {(row.policy, row.depth) for row in bench.rows}
-        for policy, depth in product(dict.fromkeys((records.FULL, *params.policies)), params.depths):
+        for policy, depth in product(dict.fromkeys(policies), params.depths):
             if (policy, depth) not in found:
                 yield f"{EVAL}/bench/{name}.json: no row for policy {policy} at depth {depth}; {again}"
 

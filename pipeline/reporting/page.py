@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.reporting import answers, figures, provenance, tables, text, verdict
+from pipeline.reporting import against, answers, figures, kv, provenance, references, tables, text, training, verdict
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import FULL, Bench, Measure, Speed
-from pipeline.reporting.table import Table, interval, percent, plain
+from pipeline.reporting.records import Measure, Speed
+from pipeline.reporting.table import interval, percent, plain
 from pipeline.reporting.verdict import MEGABYTE
 
 HERE = Path(__file__).parent
@@ -21,13 +21,13 @@ ANSWERS = {1: "Yes.", 0: "Not shown.", -1: "No."}
 MOVES = {1: "rises", 0: "moves", -1: "falls"}
 
 
-def html(report: dict[str, Any]) -> str:
-    """Return the report as one HTML page that loads nothing and runs no script but its own."""
+def html(report: dict[str, Any], template: str = "page.html.j2") -> str:
+    """Return the report, or another page, as one HTML file that loads nothing and runs no script but its own."""
     environment = _environment(autoescape=True, finalize=_inert)
     script = Markup((HERE / "page.js").read_text(encoding="utf-8"))
     style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(report, script=script, style=style, digest=digest)
+    return environment.get_template(template).render(report, script=script, style=style, digest=digest)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -61,15 +61,20 @@ def context(results: Results) -> dict[str, Any]:
         "choices": choices,
         "scoreboard": tables.scoreboard(results, [choice.name for choice in choices[:-1]]),
         "cost": cost_figures(results),
-        "bench": bench_tables(results),
+        "bench": kv.sections(results),
+        "legend": kv.legend(),
         "speed": speed_tables(results.speed),
-        "compositions": tables.compositions(results),
-        "benched": benched,
-        "kv": kv_figures(results),
         "questions": answers.questions(results),
         "splits": tables.splits(results),
         "drops": tables.drops(results),
-        "curve": curve_figure(results),
+        "trained": training.facts(results),
+        "loss": training.loss_figure(results),
+        "rate": training.rate_figure(results),
+        "commit": provenance.commit(results),
+        "commands": provenance.commands(results),
+        "not_run": provenance.not_run(results),
+        "recipes": provenance.recipes(results),
+        "made": provenance.made(results),
         "checks": provenance.checks(results),
         "exports": provenance.exports(results),
         "files": provenance.files(results),
@@ -80,6 +85,8 @@ def context(results: Results) -> dict[str, Any]:
         "versions": provenance.versions(),
         "machine": results.bench[benched].machine,
         "benchmark": provenance.machine(results.bench[benched]),
+        "references": against.comparisons(results, references.load()),
+        "errata": against.errata_table(references.errata()),
     }
 
 
@@ -89,15 +96,6 @@ def speed_tables(speed: Speed | None) -> dict[str, Any] | None:
         return None
     files, machine = ", ".join(speed.model.values()), speed.machine.words
     return {"files": files, "machine": machine, "rows": tables.speed(speed), "bounds": tables.bounds(speed)}
-
-
-def bench_tables(results: Results) -> list[tuple[str, Bench, list[tuple[int, Table, Table | None]]]]:
-    """Return for each benchmarked encoding its record and for each depth a table, and one of recall where asked."""
-    depths, row = sorted(results.params.bench.depths), verdict.thriftiest(results)
-    return [
-        (name, one, [(depth, tables.policies(one, depth, row), tables.recall(one, depth, row)) for depth in depths])
-        for name, one in results.bench.items()
-    ]
 
 
 def answer(results: Results, gain: Measure) -> tuple[str, str]:
@@ -141,38 +139,6 @@ def cost_figures(results: Results) -> tuple[Markup, Markup]:
         figures.scatter("KLD from the merged model over size", points, "size, MB", "KLD, nats a token"),
         figures.bars("Tokens with another top choice", bars, "%"),
     )
-
-
-def kv_figures(results: Results) -> tuple[int, Markup, Markup]:
-    """Return the greatest depth, divergence over KV bytes at it, and time per token at it."""
-    full, others = verdict.deepest(results)
-    rows = [full, *others]
-    one_budget = len({row.budget for row in others if row.budget}) < 2
-    names = [row.policy if one_budget else row.name for row in rows]
-    points = [
-        figures.Point(name, row.kv_bytes_final.value / MEGABYTE, row.quality.kld.value, row.policy == FULL)
-        for name, row in zip(names, rows, strict=True)
-    ]
-    bars = [
-        figures.Bar(name, row.timing.tpot_ms_median.value, row.timing.tpot_ms_p95.value, row.policy == FULL)
-        for name, row in zip(names, rows, strict=True)
-    ]
-    return (
-        full.depth,
-        figures.log_scatter(
-            "KLD from full KV over KV bytes", points, "KV cache while decoding, MB", "KLD, nats a token"
-        ),
-        figures.bars("Time per output token", bars, "ms"),
-    )
-
-
-def curve_figure(results: Results) -> Markup:
-    """Return the loss curves."""
-    series = [
-        figures.Series("training loss", results.curves["loss"]),
-        figures.Series("eval loss", results.curves["eval_loss"], marked=True),
-    ]
-    return figures.curves("Training and eval loss over steps", series, "optimiser steps", "loss, nats a token")
 
 
 def spent_figures(results: Results) -> tuple[Markup, Markup]:

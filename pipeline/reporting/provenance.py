@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.config import Params
 from pipeline.reporting.load import Results
+from pipeline.reporting.origin import Fingerprint
 from pipeline.reporting.records import Bench, Measure, Parity
-from pipeline.reporting.table import Cell, Column, Table, build, measured, number, text, words
+from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, text, words
 from pipeline.reporting.verdict import MEGABYTE
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "llmcompressor", "gguf", "llama-cpp-python", "bert-score", "dvc")
@@ -81,22 +82,23 @@ def timings(results: Results) -> Table:
 
 def settings(params: Params) -> Table:
     """Return every parameter of the run."""
-    return _pairs("Parameter", _leaves(params.model_dump(mode="json")))
+    return _pairs("Parameter", leaves(params.model_dump(mode="json")))
 
 
 def machine(bench: Bench) -> Table:
     """Return where a benchmark ran and how."""
-    return _pairs("Benchmark", _leaves(bench.machine.model_dump() | bench.settings))
+    return _pairs("Benchmark", leaves(bench.machine.model_dump() | bench.settings))
 
 
 def _pairs(label: str, items: Iterable[tuple[str, str]]) -> Table:
     return build([words(label, lambda pair: text(pair[0])), words("Value", lambda pair: text(pair[1]))], items)
 
 
-def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the text of every value of nested settings."""
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _leaves(value, f"{name}.{key}" if name else key)
+            yield from leaves(value, f"{name}.{key}" if name else key)
     else:
         yield name, ", ".join(map(str, node)) if isinstance(node, list) else str(node)
 
@@ -108,6 +110,56 @@ def versions() -> Table:
         words("Version", lambda name: text(_version(name))),
     ]
     return build(columns, PACKAGES)
+
+
+def recipes(results: Results) -> Table:
+    """Return every recipe that params name with the hash of its text."""
+    return _fingerprints("Recipe", "SHA-256", results.origin.recipes)
+
+
+def made(results: Results) -> Table:
+    """Return the data and models that results rest on, as DVC fingerprinted them."""
+    return _fingerprints("Made", "MD5, by DVC", results.origin.made)
+
+
+def _fingerprints(label: str, digest: str, items: Iterable[Fingerprint]) -> Table:
+    columns = [
+        words(label, lambda item: text(item.name)),
+        Column("Bytes", lambda item: Cell(ABSENT) if item.size is None else number(item.size, 0)),
+        words(digest, lambda item: text(item.digest)),
+    ]
+    return build(columns, items)
+
+
+def commit(results: Results) -> str:
+    """Return the commit in words."""
+    if results.origin.commit is None:
+        return "outside a Git checkout"
+    changed = ", with changes that are not committed" if results.origin.changed else ""
+    return f"at commit {results.origin.commit[:12]}{changed}"
+
+
+def commands(results: Results) -> list[str]:
+    """Return what to type for the same numbers, and for single cells."""
+    checkout = [f"git checkout {results.origin.commit[:12]}"] if results.origin.commit else []
+    last, encoding = list(results.quantized)[-1], next(iter(results.bench))
+    cells = [f"dvc repro evaluate-quantized@{last}", f"dvc repro bench@{encoding}"]
+    return [*checkout, "make", *cells, "python -m pipeline.report"]
+
+
+def not_run(results: Results) -> list[str]:
+    """Return what a reader might look for here and what no stage measured, each as a sentence."""
+    unbenched = [name for name, one in results.quantized.items() if one.family == "gguf" and name not in results.bench]
+    served = [name for name, one in results.quantized.items() if one.family != "gguf"]
+    unasked = [name for name, one in results.bench.items() if not any(row.recall for row in one.rows)]
+    said = {
+        "KV policies were not run on {}; add them to bench.encodings.": unbenched,
+        "Speed on a GPU server was not measured for {}; their quality was, with the weights unpacked.": served,
+        "These recipes in recipes/kv/ are not in bench.policies: {}.": results.origin.unused,
+        "No recall questions were asked of {}; raise bench.recall_tasks.": unasked,
+        "Speed at a real model’s size was not measured: run {}.": [] if results.speed else ["make speed"],
+    }
+    return [sentence.format(", ".join(names)) for sentence, names in said.items() if names]
 
 
 def _version(name: str) -> str | None:

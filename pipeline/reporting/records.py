@@ -2,42 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
+
+from pipeline.reporting.measured import Measure, Measured, Record
 
 FULL = "full"  # the KV policy that all others are measured beside
 SEEN, UNSEEN = "seen", "unseen"  # whether a question was read before the cache was cut
-
-
-class Record(BaseModel):
-    """A part of a stage's JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
-
-
-class Measure(Record):
-    """A measured number (pipeline.metrics.measure); "nan" and "inf" become the numbers they name."""
-
-    value: float
-    stderr: float | None = None
-    ci95: tuple[float, float] | None = None
-    n: int | None = None
-    unit: str | None = None
-    better: str | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether there is a number to compare."""
-        return math.isfinite(self.value)
-
-
-def _as_measure(raw: Any) -> Any:
-    return {"value": raw} if isinstance(raw, int | float | str) else raw
-
-
-Measured = Annotated[Measure, BeforeValidator(_as_measure)]  # a count may stand as a plain number
 
 
 class Tokens(Record):
@@ -213,6 +185,7 @@ class Kept(Record):
     perplexity: Measured
     kld: Measured
     same_top: Measured
+    top1: Measured | None = None
 
 
 class BenchRow(Record):
@@ -225,9 +198,11 @@ class BenchRow(Record):
     entries: Measured
     kv_bytes_peak: Measured
     kv_bytes_final: Measured
+    host_bytes: Measured = Measure(value=0)
     quality: Kept
     timing: Timing
-    recall: dict[str, dict[str, Measured]] = {}
+    recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
+    kept: list[list[float]] = Field(default_factory=list)  # layer by stretch of the prompt: the share that is kept
 
     @property
     def name(self) -> str:
@@ -294,3 +269,5 @@ class StageTiming(Record):
 
     seconds: float
     peak_rss_bytes: int
+    tokens_per_second: float | None = None
+    generation_tokens_per_second: float | None = None

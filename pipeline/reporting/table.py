@@ -15,12 +15,16 @@ ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 @dataclass(frozen=True)
 class Cell:
-    """One value: ``detail`` is set smaller behind it, ``sort`` orders it, ``share`` is a bar's length from 0 to 1."""
+    """One value: ``detail`` is set smaller behind it, ``sort`` orders it; ``share`` is a bar's length from 0 to 1.
+
+    ``heat``, from 0 to 1, is how deeply the cell is coloured; its detail then shows on hover.
+    """
 
     text: str
     detail: str = ""
     sort: float | None = None
     share: float | None = None
+    heat: float | None = None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipeline.reporting import verdict
 from pipeline.reporting.load import REFERENCES, Results
-from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow, Speed
+from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow, Measure, Speed
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, plain, text, words
 from pipeline.reporting.verdict import MEGABYTE
 
@@ -30,7 +31,7 @@ def scoreboard(results: Results, marked: list[str | None]) -> Table:
         Column("BERT-F1", metric("bert_f1", 4, ci=True), "answers against references, 95 % interval", "higher"),
         Column("Floor", lambda cell: _floor(results, cell), "BERT-F1 against shuffled references"),
         Column("Ended, %", metric("ended", 1, 100), "answers that end by themselves", "higher"),
-        Column("Tok/s", lambda cell: _speed(results, cell), "decoding under full KV, smallest depth", "higher"),
+        Column("Tok/s", lambda cell: _speed(results, cell), "llama.cpp: the test set at once; one stream", "higher"),
     ]
     return build(columns, results.quality, marked=lambda cell: cell in marked)
 
@@ -53,19 +54,45 @@ def _floor(results: Results, cell: str) -> Cell:
 
 
 def _speed(results: Results, cell: str) -> Cell:
+    """Return the speed of llama.cpp on this CPU: answering the test set in one batch, and one stream where benched."""
     if cell in REFERENCES:
         return Cell(ABSENT)
     if not verdict.is_gguf(results, cell):
         return Cell(ABSENT, SIMULATED)
+    rate = results.timings[f"evaluate@{cell}"].generation_tokens_per_second
+    return replace(Cell(ABSENT) if rate is None else number(rate, 0), detail=_one_stream(results, cell))
+
+
+def _one_stream(results: Results, cell: str) -> str:
     if cell not in results.bench:
-        return Cell(ABSENT, "not benched")
+        return ""
     rows = [row for row in results.bench[cell].rows if row.policy == FULL]
-    return measured(min(rows, key=lambda row: row.depth).timing.tokens_per_second, 1)
+    return f"one stream {plain(min(rows, key=lambda row: row.depth).timing.tokens_per_second.value, 0)}"
+
+
+def front(rows: list[BenchRow], full: BenchRow, marked: BenchRow | None) -> Table:
+    """Return what to take for how much memory: rows in ascending order of KV bytes, each better than those before."""
+    columns = [
+        words("Take", lambda row: text(row.name)),
+        Column("KV, MB", lambda row: number(verdict.held(row) / MEGABYTE, 2), "keys and values while decoding"),
+        Column("of full KV, %", lambda row: number(100 * _share(row, full), 0), "KV bytes while decoding"),
+        Column("Peak, MB", lambda row: number(row.kv_bytes_peak.value / MEGABYTE, 2), "KV cache at its largest"),
+        Column("KLD", lambda row: measured(row.quality.kld, 4), "divergence from full KV, nats a token", "lower"),
+        Column("Same top, %", lambda row: measured(row.quality.same_top, 1, 100), "as under full KV", "higher"),
+        Column("× full", lambda row: measured(row.timing.ratio_to_full, 2), "decoding speed beside full KV", "higher"),
+    ]
+    if any(row.recall for row in rows):
+        columns.append(Column("Recall, %", _recall, "early facts answered rightly, mean over kinds of task", "higher"))
+    return build(columns, rows, marked=lambda row: marked is not None and row.name == marked.name)
+
+
+def _share(row: BenchRow, full: BenchRow) -> float:
+    return verdict.ratio(verdict.held(row), verdict.held(full))
 
 
 def policies(bench: Bench, depth: int, marked: BenchRow | None) -> Table:
     """Return every policy at one depth, full KV first; recall where it was measured."""
-    rows = _rows(bench, depth)
+    rows = rows_at(bench, depth)
 
     def timing(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
         return lambda row: measured(getattr(row.timing, name), digits, scale)
@@ -73,11 +100,13 @@ def policies(bench: Bench, depth: int, marked: BenchRow | None) -> Table:
     def kept(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
         return lambda row: measured(getattr(row.quality, name), digits, scale)
 
+    hosted = [Column("Host, MB", _host, "keys and values in host memory that may come back, beside the cache", "lower")]
     columns = [
         words("Policy", lambda row: text(row.policy)),
         Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
         Column("Entries", lambda row: measured(row.entries, 0), "KV entries at the end, mean over layers"),
-        Column("KV, MB", _kv, "KV cache while decoding, and at its largest", "lower", bar=True),
+        Column("KV, MB", _kv, "KV cache while decoding, and at its largest", "lower"),
+        *(hosted if any(row.host_bytes.value for row in rows) else []),
         Column("TTFT, s", timing("ttft_s", 3), "time to the first token, the cut included", "lower"),
         Column("TPOT, ms", _tpot, "time per output token, median and 95th percentile", "lower"),
         Column("× full", timing("ratio_to_full", 2), "speed beside full KV in the same run", "higher"),
@@ -92,15 +121,13 @@ def policies(bench: Bench, depth: int, marked: BenchRow | None) -> Table:
 
 def recall(bench: Bench, depth: int, marked: BenchRow | None) -> Table | None:
     """Return the share of right answers to each kind of task at one depth; None where nothing was asked."""
-    rows = _rows(bench, depth)
+    rows = rows_at(bench, depth)
     kinds = dict.fromkeys(kind for row in rows for kind in row.recall)
     if not kinds:
         return None
 
     def asked(kind: str, sight: str) -> Callable[[BenchRow], Cell]:
-        return lambda row: (
-            measured(found, 0, 100, ci=True) if (found := row.recall.get(kind, {}).get(sight)) else Cell(ABSENT)
-        )
+        return lambda row: _warm(row.recall.get(kind, {}).get(sight))
 
     columns = [
         words("Policy", lambda row: text(row.policy)),
@@ -114,7 +141,15 @@ def recall(bench: Bench, depth: int, marked: BenchRow | None) -> Table | None:
     return build(columns, rows, marked=lambda row: marked is not None and row.name == marked.name)
 
 
-def _rows(bench: Bench, depth: int) -> list[BenchRow]:
+def _warm(found: Measure | None) -> Cell:
+    """Return a share with its interval; its height as a colour too, so that a column reads as a heat map."""
+    if found is None:
+        return Cell(ABSENT)
+    return replace(measured(found, 0, 100, ci=True), heat=found.value if found.finite else None)
+
+
+def rows_at(bench: Bench, depth: int) -> list[BenchRow]:
+    """Return the rows of one depth, full KV first."""
     return sorted((row for row in bench.rows if row.depth == depth), key=lambda row: row.policy != FULL)
 
 
@@ -123,13 +158,6 @@ def _recall(row: BenchRow) -> Cell:
         return Cell(ABSENT)
     unseen = row.recall_unseen
     return number(100 * row.recall_seen, 0, detail="" if unseen is None else f"unseen {plain(100 * unseen, 0)}")
-
-
-def compositions(results: Results) -> Table:
-    """Return what each policy is made of."""
-    rows = {row.policy: row for bench in results.bench.values() for row in bench.rows}
-    columns = [words("Policy", lambda row: text(row.policy)), words("Composition", lambda row: text(row.composition))]
-    return build(columns, rows.values())
 
 
 def speed(measured_speed: Speed) -> Table:
@@ -160,6 +188,10 @@ def bounds(measured_speed: Speed) -> Table:
 def _kv(row: BenchRow) -> Cell:
     peak = plain(row.kv_bytes_peak.value / MEGABYTE, 2)
     return number(row.kv_bytes_final.value / MEGABYTE, 2, detail=f"peak {peak}")
+
+
+def _host(row: BenchRow) -> Cell:
+    return measured(row.host_bytes, 2, 1 / MEGABYTE) if row.host_bytes.value else Cell(ABSENT)
 
 
 def _tpot(row: BenchRow) -> Cell:

@@ -15,7 +15,7 @@ from pipeline.reporting.records import FULL, BenchRow, Measure
 from pipeline.reporting.table import percent, plain
 
 LOSSLESS_KLD = 0.01  # nats a token
-SMALL_SHARE = 0.4  # of the merged model's bytes
+SMALL_BITS = 5.5  # of storage a weight takes: blocks of 4-bit integers, their scales, some tensors in more
 LONG_PPL = 1.05  # times full KV's perplexity
 LONG_RECALL = 0.9  # times full KV's recall
 MEGABYTE = 1e6
@@ -25,12 +25,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Choice:
-    """A recommendation for one situation: a name from params or None, the numbers behind it and its rule."""
+    """A recommendation for one situation: a name from params or None, the numbers behind it and its rule.
+
+    ``beside`` is the other half of what to run: the KV policy for a file, the file for a KV policy.
+    """
 
     situation: str
     name: str | None
     reason: str
     rule: str
+    beside: str = ""
 
 
 def gain(results: Results) -> Measure:
@@ -56,33 +60,34 @@ def best_quality(results: Results) -> Choice:
     near = [name for name in _ggufs(results) if _kld(results, name) <= LOSSLESS_KLD]
     name = _least(near, lambda name: size(results, name)) or _least(_ggufs(results), lambda name: _kld(results, name))
     rule = f"The smallest GGUF within {LOSSLESS_KLD:g} nats a token of the merged model; if none is, the nearest."
-    return Choice("Best quality", name, _file(results, name), rule)
+    return Choice("Best quality", name, _file(results, name), rule, "with full KV")
 
 
 def small_machine(results: Results) -> Choice:
-    """Return the best of the small GGUF files."""
-    limit = SMALL_SHARE * size(results, "merged")
-    small = [name for name in _ggufs(results) if size(results, name) <= limit]
-    rule = f"The lowest divergence among GGUF files of at most {percent(SMALL_SHARE)} of the merged model’s size."
+    """Return the best of the 4-bit GGUF files."""
+    bits = {name: _comparable(results.quantized[name].bits_per_weight) for name in _ggufs(results)}
+    small = [name for name in bits if bits[name] <= SMALL_BITS]
+    rule = f"The lowest divergence among GGUF files of at most {SMALL_BITS:g} bits a weight."
     name = _least(small, lambda name: _kld(results, name))
-    return Choice("Small machine", name, _file(results, name), rule)
+    return Choice("4-bit on a small machine", name, _file(results, name), rule, "with full KV")
 
 
 def accelerator(results: Results) -> Choice:
     """Return the best of the formats made for GPU servers."""
     name = _least(_compressed(results), lambda name: _kld(results, name))
     rule = "The lowest divergence among compressed-tensors formats; their speed is not measured here."
-    return Choice("GPU server", name, _file(results, name), rule)
+    return Choice("GPU server", name, _file(results, name), rule, "with the server’s own KV cache")
 
 
 def long_conversation(results: Results) -> Choice:
     """Return the KV policy that saves most memory at little loss, at the greatest depth."""
     row, full = thriftiest(results), deepest(results)[0]
     rule = f"The fewest KV bytes at perplexity at most {percent(LONG_PPL - 1)} above full KV’s"
-    if _late_recall(full) is not None:
+    if late_recall(full) is not None:
         rule += f", and at recall of at least {percent(LONG_RECALL)} of full KV’s when asked after the cut"
     rule += ", at the greatest depth."
-    return Choice("Long conversations", row and row.name, _row(row, full), rule)
+    encoding = results.params.bench.encodings[0]
+    return Choice("Long conversations", row and row.name, _row(row, full), rule, f"on {encoding}")
 
 
 def thriftiest(results: Results) -> BenchRow | None:
@@ -90,16 +95,21 @@ def thriftiest(results: Results) -> BenchRow | None:
     full, others = deepest(results)
     limit = LONG_PPL * _comparable(full.quality.perplexity)
     near = [row for row in others if _comparable(row.quality.perplexity) <= limit and _remembers(row, full)]
-    return _least(near, lambda row: _comparable(row.kv_bytes_final))
+    return _least([row for row in near if held(row) < held(full)], held)
+
+
+def held(row: BenchRow) -> float:
+    """Return the bytes of keys and values wherever they are: on a CPU, host memory is the cache's own."""
+    return _comparable(row.kv_bytes_final) + _comparable(row.host_bytes)
 
 
 def _remembers(row: BenchRow, full: BenchRow) -> bool:
     """Whether recall stays near full KV's; a row without recall shows nothing where full KV has some."""
-    own, whole = _late_recall(row), _late_recall(full)
+    own, whole = late_recall(row), late_recall(full)
     return whole is None or (own is not None and own >= LONG_RECALL * whole)
 
 
-def _late_recall(row: BenchRow) -> float | None:
+def late_recall(row: BenchRow) -> float | None:
     """Return recall when asked after the cut: for policies that cut as they read, all questions are."""
     return row.recall_seen if row.recall_unseen is None else row.recall_unseen
 
@@ -120,6 +130,11 @@ def size(results: Results, cell: str) -> float:
 def is_gguf(results: Results, encoding: str) -> bool:
     """Whether an encoding is a file that llama.cpp runs, so that its speed on the CPU is real."""
     return results.quantized[encoding].family == "gguf"
+
+
+def ratio(value: float, whole: float) -> float:
+    """Return how much of ``whole`` a value is; not a number where there is no whole."""
+    return value / whole if whole else math.nan
 
 
 def _ggufs(results: Results) -> list[str]:
@@ -147,20 +162,22 @@ def _least(items: Iterable[Item], key: Callable[[Item], float]) -> Item | None:
 def _file(results: Results, name: str | None) -> str:
     if name is None:
         return "No file made here qualifies."
-    metrics, share = results.quality[name].metrics, size(results, name) / size(results, "merged")
+    metrics, merged = (results.quality[cell].metrics for cell in (name, "merged"))
+    share = ratio(size(results, name), size(results, "merged"))
     return (
         f"{size(results, name) / MEGABYTE:,.1f} MB, {percent(share)} of the merged model; "
-        f"KLD {metrics.kld.value:.4f}, same top token {percent(metrics.same_top.value, 1)}"
+        f"BERT-F1 {plain(metrics.bert_f1.value, 3)} beside {plain(merged.bert_f1.value, 3)}, "
+        f"KLD {plain(metrics.kld.value, 4)}, same top token {percent(metrics.same_top.value, 1)}"
     )
 
 
 def _row(row: BenchRow | None, full: BenchRow) -> str:
     if row is None:
         return f"No policy stays that close to full KV at a depth of {full.depth} tokens; keep full KV."
-    saving = 1 - row.kv_bytes_final.value / full.kv_bytes_final.value
-    loss = row.quality.perplexity.value / full.quality.perplexity.value - 1
+    saving = 1 - ratio(held(row), held(full))
+    loss = ratio(row.quality.perplexity.value, full.quality.perplexity.value) - 1
     speed = plain(row.timing.ratio_to_full.value, 2)
-    own, whole = _late_recall(row), _late_recall(full)
+    own, whole = late_recall(row), late_recall(full)
     recall = "" if own is None or whole is None else f"recall {percent(own)} beside {percent(whole)}, "
     return (
         f"{percent(saving)} fewer KV bytes at a depth of {full.depth} tokens; "

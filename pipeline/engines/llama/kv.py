@@ -137,6 +137,11 @@ class LlamaLayer:
         """Entries of every KV head."""
         return self.stored.entries
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.stored.keys.nbytes + self.stored.values.nbytes
+
     def keys(self) -> Tensor:
         """Return float32 [kv_heads, n, head_dim], after RoPE."""
         return torch.from_numpy(self.stored.keys_f32())

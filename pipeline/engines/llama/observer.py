@@ -1,4 +1,4 @@
-"""Watching tensors as llama.cpp computes them: attention, queries and hidden states, and ending a graph early."""
+"""Watching tensors as llama.cpp computes them: attention, queries and hidden states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Signal:
 
 
 SIGNALS = {
-    "kq_soft_max": Signal(3),  # [heads, queries, cells]; without flash attention alone
+    "kq_soft_max": Signal(3, "SOFT_MAX"),  # [heads, queries, cells]; without flash attention alone
     "Qcur": Signal(3, "ROPE"),  # [queries, heads, head length], rotated to their positions
     "l_out": Signal(2),  # [queries, width], a layer's output; of the last layer, the rows that logits are wanted of
 }
@@ -39,45 +39,37 @@ class _Session:
     """What is listened to, and how it went."""
 
     takers: Mapping[str, Taker]
-    stop: tuple[str, int] | None
     failure: BaseException | None = None
     names: tuple[bytes, ...] = ()  # how the tensors' names begin
+    operations: frozenset[int] | None = None  # that give them; None if it may be any
 
     def __post_init__(self) -> None:
-        prefixes = {*self.takers, *(self.stop or ())[:1]}
-        self.names = tuple(f"{prefix}-".encode() for prefix in prefixes)
+        self.names = tuple(f"{prefix}-".encode() for prefix in self.takers)
+        wanted = {SIGNALS[prefix].operation for prefix in self.takers}
+        self.operations = None if None in wanted else frozenset(map(tensor.operation_number, wanted))
 
 
 class Observer:
-    """The evaluation callback of a context; until something listens, it asks for nothing.
-
-    One ``stop`` ends the graph of every ubatch that is decoded while it holds. For llama_decode this is no failure:
-    it returns 0, the cells of the tokens stay in the cache, and only what came before the stop was computed. Layers
-    above it hold old bytes for these cells, and the logits are those of an earlier call or nothing at all: a context
-    that sees ``stopped`` must not hand out logits, and whoever asked for the stop must drop the cells, or replace
-    them through the state, before the next token is decoded.
-    """
+    """The evaluation callback of a context; until something listens, it asks for nothing."""
 
     def __init__(self) -> None:
         self._session: _Session | None = None
         self.callback = library.api().ggml_backend_sched_eval_callback(self._evaluate)  # kept alive here
-        self.stopped = False  # whether the graph that was computed last was cut short
 
     @contextmanager
-    def listen(self, takers: Mapping[str, Taker], stop: tuple[str, int] | None = None) -> Iterator[None]:
+    def listen(self, takers: Mapping[str, Taker]) -> Iterator[None]:
         """Hand each tensor of these signals to its taker as (layer, float32 view valid only during the call).
 
-        The shapes are those of ``SIGNALS``; a batch larger than a ubatch calls for each ubatch. ``stop``, a signal
-        and a layer, ends each graph after that tensor. An exception in a taker ends the graph, nothing is taken
-        any more, and it is raised from here. Raises ValueError for a signal that does not exist, RuntimeError if
+        The shapes are those of ``SIGNALS``; a batch larger than a ubatch calls for each ubatch. An exception in a
+        taker ends the graph, nothing is taken any more, and it is raised from here: the logits are worthless then,
+        and so are the cells of these tokens. Raises ValueError for a signal that does not exist, RuntimeError if
         something listens already.
         """
-        unknown = ({*takers} | {*(stop or ())[:1]}) - SIGNALS.keys()
-        if unknown:
+        if unknown := takers.keys() - SIGNALS.keys():
             raise ValueError(f"no such signals: {sorted(unknown)}, expected some of {sorted(SIGNALS)}")
         if self._session:
             raise RuntimeError("an observer listens for one purpose at a time")
-        session = self._session = _Session(takers, stop)
+        session = self._session = _Session(takers)
         try:
             yield
         finally:
@@ -88,35 +80,32 @@ class Observer:
     def _evaluate(self, address: int, ask: bool, _: Any) -> bool:
         """Answer ggml: before a node, whether it is wanted; after a wanted one, whether to go on."""
         session = self._session
-        if session and session.failure:
-            return ask  # a break leaves only its part of the graph: be asked again, and break again
-        self.stopped = False
         if session is None:
             return not ask
+        if session.failure:
+            return ask  # a break leaves only its part of the graph: be asked again, and break again
         try:
-            return _wanted(session, address) if ask else self._take(session, address)
+            if ask:
+                return _wanted(session, address)
+            prefix, layer = _signal(address)
+            session.takers[prefix](layer, tensor.array(tensor.Tensor.from_address(address), SIGNALS[prefix].dimensions))
         except BaseException as error:  # C cannot carry it: it is raised where listening ends
             session.failure = error
-            self.stopped = True
             return ask
-
-    def _take(self, session: _Session, address: int) -> bool:
-        prefix, layer = _signal(address)
-        if prefix in session.takers:
-            found = tensor.Tensor.from_address(address)
-            session.takers[prefix](layer, tensor.array(found, SIGNALS[prefix].dimensions))
-        self.stopped = (prefix, layer) == session.stop
-        return not self.stopped
+        return True
 
 
 def _wanted(session: _Session, address: int) -> bool:
-    if not tensor.name(address).startswith(session.names):  # asked for every node of every graph: answer fast
+    """Tell whether a node is listened to; asked for every one of every graph, so that most are told by a number."""
+    if session.operations is not None and tensor.operation_of(address) not in session.operations:
         return False
-    prefix, layer = _signal(address)
-    if prefix not in session.takers and (prefix, layer) != session.stop:
+    if not tensor.name(address).startswith(session.names):
+        return False
+    prefix, _ = _signal(address)
+    if prefix not in session.takers:
         return False
     operation = SIGNALS[prefix].operation
-    return operation is None or tensor.operation(tensor.Tensor.from_address(address)) == operation
+    return operation is None or tensor.operation_of(address) == tensor.operation_number(operation)
 
 
 def _signal(address: int) -> tuple[str, int]:
@@ -151,7 +140,10 @@ class _Probe:
         for found in tensor.cache_tensors(node):
             self.cache[found.name.decode()] = found
         prefix, layer = _signal(address)
-        if prefix in SIGNALS and SIGNALS[prefix].operation in (None, tensor.operation(node)):
+        if prefix not in SIGNALS:
+            return
+        operation = SIGNALS[prefix].operation
+        if operation is None or tensor.operation_number(operation) == node.op:
             self.shapes[prefix, layer] = tensor.shape(node)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
@@ -14,6 +15,7 @@ SOURCES = 10
 NAME_BYTES = 64
 FLOATS = {0: np.dtype(np.float32), 1: np.dtype(np.float16)}  # by ggml's type numbers
 CACHE = b"cache_"
+OPERATIONS = 60  # numbers to search for an operation's; ggml has more of them than this
 
 
 class Tensor(ctypes.Structure):
@@ -43,10 +45,20 @@ def name(address: int) -> bytes:
     return ctypes.string_at(address + Tensor.name.offset)
 
 
-def operation(tensor: Tensor) -> str:
-    """Return the name of the operation that gives the tensor, such as ROPE."""
+def operation_of(address: int) -> int:
+    """Return ggml's number of the operation that gives the tensor at an address."""
+    return ctypes.c_int.from_address(address + Tensor.op.offset).value
+
+
+@cache
+def operation_number(name: str) -> int:
+    """Return ggml's number of an operation such as ROPE; raise RuntimeError if the build has none of this name."""
     prototype = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)
-    return prototype(("ggml_op_name", library.api().llama_cpp._lib))(tensor.op).decode()
+    name_of = prototype(("ggml_op_name", library.api().llama_cpp._lib))
+    for number in range(OPERATIONS):
+        if name_of(number) == name.encode():
+            return number
+    raise RuntimeError(f"ggml has no operation {name} among its first {OPERATIONS}")
 
 
 def shape(tensor: Tensor) -> tuple[int, ...]:

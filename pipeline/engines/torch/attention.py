@@ -34,6 +34,11 @@ class TorchLayer:
         """Entries of each KV head."""
         return self.stored.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.stored.nbytes + self.values.nbytes
+
     def keys(self) -> Tensor:
         """Return the keys."""
         return self.stored
