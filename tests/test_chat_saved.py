@@ -77,6 +77,15 @@ def test_after_a_kill_the_state_is_brought_up_to_the_transcript(kept, talking):
     assert say(other.session, LINES[3]) == say(kept.session, LINES[3])
 
 
+def test_a_message_that_a_kill_left_without_a_reply_is_kept_and_told(kept, talking):
+    transcript.append(kept.folder, {"role": "user", "content": "还在吗？"})
+    other = talking()
+    assert "the last message has no reply yet" in commands.run(other, f"/load {kept.folder}")
+    say(other.session, "好")
+    assert [message["role"] for message in other.session.messages[-4:]] == ["assistant", "user", "user", "assistant"]
+    assert transcript.read(kept.folder)[0] == other.session.messages
+
+
 def test_a_line_that_a_kill_tore_is_left_out_and_what_follows_is_whole(kept, talking):
     path = kept.folder / transcript.NAME
     path.write_bytes(path.read_bytes() + b'{"role": "user", "conte')

@@ -41,6 +41,8 @@ def loaded(result: Loaded, talk: Talk) -> str:
     lines = [f"state refused: {problem}" for problem in result.refused]
     if result.skipped:
         lines.append(f"{result.skipped} lines of the transcript are no messages; left out")
+    if talk.session.messages and talk.session.messages[-1]["role"] == "user":
+        lines.append("the last message has no reply yet; the next one follows it")
     how = "with its state" if result.from_state else "read again from its text"
     lines.append(
         f"{result.messages} messages from {talk.folder}, {how} ({result.read} tokens), under {talk.session.setting}"

@@ -16,9 +16,8 @@ from pipeline.engines.snapshot import Checkpoint, Snapshot
 from pipeline.kv.evidence import Queries
 from pipeline.kv.running import Column, Hits, Means, Sums
 
-CLASSES = {
-    one.__name__: one for one in (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits, Column)
-}
+_KNOWN = (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits, Column)
+CLASSES = {one.__name__: one for one in _KNOWN}
 
 
 def flat(value: Any, arrays: dict[str, np.ndarray], name: str = "state") -> Any:
