@@ -1,9 +1,9 @@
 """bench: one quantised model on the CPU under every KV-cache policy, beside full KV measured in the same run.
 
-Reads artifacts/quantized/<encoding>, the tokenizer of artifacts/merged, data/chat/test.jsonl and recipes/kv; writes
-eval/bench/<encoding>.json. A repetition is one document: its prompt is prefilled, then its true continuation is
-decoded, so that speed, perplexity and divergence come of the same tokens. Then facts early in a long context are
-asked for.
+Reads artifacts/quantized/<encoding>, the tokenizer of artifacts/merged, data/chat/test.jsonl, recipes/kv and the scorer
+of BERT-F1; writes eval/bench/<encoding>.json. A repetition is one document: its prompt is prefilled, then its true
+continuation is decoded, so that speed, perplexity and divergence come of the same tokens. Then facts early in a long
+context and in a long conversation are asked for, and policies draft for full KV.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from pipeline import io, stage
 from pipeline.config import Bench, Params
 from pipeline.errors import UserError
+from pipeline.metrics import bert_f1
 
 log = logging.getLogger(__name__)
 
@@ -22,30 +23,37 @@ TEST = Path("data/chat/test.jsonl")
 MERGED = Path("artifacts/merged")
 QUANTIZED = Path("artifacts/quantized")
 BENCH = Path("eval/bench")
+NAMED = {"slack", "decode_tokens", "warmup_tokens", "repetitions", "recall_tasks", "dialogue_tasks"}  # as they are
 
 
 def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     from tqdm import tqdm
 
-    from pipeline.benching import machine, measuring, plan
+    from pipeline.benching import conversing, lossless, machine, measuring, plan
     from pipeline.engines.llama.kv import LlamaKvEngine
     from pipeline.runtime import seed_torch
 
     path = gguf(encoding)
     planned = plan.plan(params.bench, path, MERGED, TEST, params.runtime.seed)
+    if planned.dialogues:
+        bert_f1.locate(bert_f1.read(params.evaluate.scorer))  # what is missing is told before any work is done
     seed_torch(params.runtime)
     with (
         stage.timed(f"bench@{encoding}"),
         LlamaKvEngine(path, params.runtime.threads) as engine,
         tqdm(total=planned.trials, unit="trial", disable=None) as bar,
     ):
+        rows = measuring.rows(engine, params.bench, planned, bar)
+        if planned.dialogues:
+            conversing.add_dialogue_recall(engine, planned, rows, conversing.judge(params, MERGED), bar)
         result = {
             "encoding": encoding,
             "model": path.name,
             "machine": machine.describe(params.runtime.threads),
             "settings": settings(params.bench, plan.continuation(params.bench)),
-            "rows": measuring.rows(engine, params.bench, planned, bar),
+            "rows": rows,
+            "lossless": lossless.rows(engine, params.bench, planned, bar),
         }
         io.write_json(BENCH / f"{encoding}.json", result)
     log.info("bench: %d rows of %s in %s", len(result["rows"]), path.name, BENCH / f"{encoding}.json")
@@ -65,7 +73,7 @@ def gguf(encoding: str) -> Path:
 def settings(bench: Bench, continuation: int) -> dict[str, Any]:
     """Return how the rows were measured."""
     return {
-        **bench.model_dump(include={"slack", "decode_tokens", "warmup_tokens", "repetitions", "recall_tasks"}),
+        **bench.model_dump(include=NAMED),
         "scored_tokens": continuation * bench.repetitions,
         "documents": "test dialogues joined; one document a repetition, the same for all policies",
         "prefill": "once a document for all policies that cut at its end; online policies read in blocks between cuts",
@@ -73,6 +81,8 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "entries": "a cut is due above budget + slack entries a layer on average, after the attention that saw them",
         "full": "the faster of flash attention off and on",
         "recall": "seen: the question is read before the cut; unseen: after it",
+        "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
+        "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",
     }
 
 

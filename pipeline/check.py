@@ -46,7 +46,7 @@ def recipes_of(params: Params) -> Iterator[str]:
         (models.read, [params.model]),
         (recipe.read, params.quantize.encodings),
         (bert_f1.read, [params.evaluate.scorer]),
-        (policy.read, params.bench.policies),
+        (policy.read, dict.fromkeys((*params.bench.policies, *params.bench.lossless.policies))),
         (references.read, references.names()),
     ]
     for read, names in readers:

@@ -109,6 +109,13 @@ class Evaluate(Section):
     samples: Positive
 
 
+class Lossless(Section):
+    """Lossless decoding: which policies draft, and at most how many tokens before full KV verifies them."""
+
+    policies: tuple[str, ...]
+    draft_tokens: Positive
+
+
 class Bench(Section):
     """The benchmark of quantised models on the CPU under KV-cache policies."""
 
@@ -122,6 +129,8 @@ class Bench(Section):
     repetitions: Positive
     scored_tokens: Positive
     recall_tasks: Annotated[int, Field(ge=0)]
+    dialogue_tasks: Annotated[int, Field(ge=0)]
+    lossless: Lossless
 
 
 class Params(Section):
@@ -154,6 +163,7 @@ def _cross_checks(params: Params) -> Iterator[str]:
         "quantize.encodings": ("quantize", params.quantize.encodings),
         "evaluate.scorer": ("scorers", [params.evaluate.scorer]),
         "bench.policies": ("kv", params.bench.policies),
+        "bench.lossless.policies": ("kv", params.bench.lossless.policies),
     }
     for key, (kind, names) in named.items():
         yield from (f"{key}: {problem}" for name in names if (problem := recipes.unknown(kind, name)))

@@ -21,6 +21,8 @@ def bench_inputs(tiny_model_dir, tiny_gguf, tmp_path_factory) -> Path:
     (directory / "artifacts/quantized/Q4_0").mkdir(parents=True)
     shutil.copy(tiny_gguf("Q4_0"), directory / "artifacts/quantized/Q4_0")
     shutil.copytree(ROOT / "recipes", directory / "recipes")
+    (directory / "data").mkdir()
+    (directory / "data/embedded").symlink_to(ROOT / "data/embedded")
     io.write_jsonl(directory / "data/chat/test.jsonl", chats(40))
     return directory
 
@@ -28,6 +30,7 @@ def bench_inputs(tiny_model_dir, tiny_gguf, tmp_path_factory) -> Path:
 @pytest.fixture
 def workplace(bench_inputs, tmp_path, monkeypatch) -> Path:
     """A copy of the inputs as the current directory."""
-    directory = shutil.copytree(bench_inputs, tmp_path / "work", ignore=shutil.ignore_patterns("eval"))
+    directory = tmp_path / "work"
+    shutil.copytree(bench_inputs, directory, symlinks=True, ignore=shutil.ignore_patterns("eval"))
     monkeypatch.chdir(directory)
     return directory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import Params
+from pipeline.config import Lossless, Params
 
 SETTINGS = {
     "encodings": ("Q4_0",),
@@ -27,6 +27,8 @@ SETTINGS = {
     "repetitions": 2,
     "scored_tokens": 60,
     "recall_tasks": 1,
+    "dialogue_tasks": 2,
+    "lossless": Lossless(policies=("streaming_llm", "kv_q4_0"), draft_tokens=3),
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.engines.llama import library
 from pipeline.engines.llama.context import Context
 from pipeline.engines.llama.kv import LlamaKvEngine
 from pipeline.kv import recipe as kv
-from pipeline.kv.precision import CacheShape
+from pipeline.kv.precision import CacheShape, Precision
 from pipeline.reporting.records import Bench
 from pipeline.tasks import recall, text
 
@@ -153,6 +153,35 @@ def test_recall_is_asked_with_and_without_the_question_in_sight(rows):
                 assert share["ci95"] == pytest.approx(recall.wilson(share["value"], 1), abs=1e-5)
 
 
+def test_a_conversation_is_asked_about_under_every_policy(rows):
+    for (_, depth), row in rows.items():
+        assert ("dialogue_recall" in row) == (depth == DEEP)
+        if depth == DEEP:
+            found = row["dialogue_recall"]
+            assert found["exact_match"]["n"] == found["bert_f1"]["n"] == 2
+            assert found["exact_match"]["value"] in (0, 0.5, 1)
+            assert 0 < found["bert_f1"]["value"] < 1
+            assert found["kv_bytes_mean"]["value"] <= rows["full", DEEP]["dialogue_recall"]["kv_bytes_mean"]["value"]
+    for policy in ("recent_only", "streaming_llm", "snapkv", "fastkv"):
+        held = rows[policy, DEEP]["dialogue_recall"]["kv_bytes_mean"]["value"] / Precision().kv_bytes(LAYER, 2)
+        assert BUDGET / 2 < held < 2 * BUDGET
+
+
+def test_lossless_decoding_is_full_kvs_own_text(result):
+    assert [(row["policy"], row["budget"]) for row in result["lossless"]] == [
+        ("streaming_llm", BUDGET),
+        ("kv_q4_0", None),
+    ]
+    for row in result["lossless"]:
+        assert (row["depth"], row["draft_tokens"]) == (DEEP, 3)
+        assert row["identical"]
+        assert row["identical_single"] == (row["shortfall"]["value"] == 0)
+        assert 0 <= row["acceptance"]["value"] <= 1
+        assert row["calls"]["value"] * row["tokens_per_call"]["value"] == pytest.approx(2 * 7, rel=1e-4)
+        timing = {name: record["value"] for name, record in row["timing"].items()}
+        assert timing["ratio_to_full"] == pytest.approx(timing["full_seconds"] / timing["seconds"], rel=1e-3)
+
+
 def test_work_is_that_of_a_count_by_hand(rows):
     def prompt(*lengths: int) -> int:
         return sum(2 * WEIGHTS * n + n * (n + 1) // 2 * ENTRY for n in lengths) + HEAD
@@ -180,9 +209,11 @@ def test_all_but_the_timings_repeats_bit_for_bit(result, workplace, params):
     bench.main(with_bench(params, policies=policies), "Q4_0")
     again = io.read_json("eval/bench/Q4_0.json")
     first = [row for row in result["rows"] if row["policy"] in policies]
-    for one, other in zip(first, again["rows"], strict=True):
-        assert one | {"timing": None} == other | {"timing": None}
-    assert {key: again[key] for key in again if key != "rows"} == {key: result[key] for key in again if key != "rows"}
+    for part, ours in (("rows", first), ("lossless", result["lossless"])):
+        for one, other in zip(ours, again[part], strict=True):
+            assert one | {"timing": None} == other | {"timing": None}
+        del again[part]
+    assert again == {key: result[key] for key in again}
 
 
 def test_perplexity_and_accuracy_are_those_of_the_true_continuation(rows, tokenizer, tiny_gguf):

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import bench, prompts
 from pipeline.benching import plan
+from pipeline.config import Lossless
 from pipeline.engines.llama import library
 from pipeline.errors import UserError
 from pipeline.kv.precision import CacheShape
@@ -44,7 +45,8 @@ def header_alone(monkeypatch):
         ({"budgets": (32, 64)}, ["bench.budgets: snapkv: prefill: a budget of 32", "pyramidkv: prefill: a budget"]),
         ({"depths": (320, 4000)}, ["bench.depths: 4000 and 30 tokens", "at most 2018"]),
         ({"depths": (2000,), "repetitions": 9}, ["the test dialogues have", "9 are needed"]),
-        ({"depths": (96,)}, ["recall depth 96: expected at least 128"]),
+        ({"depths": (96,)}, ["recall depth 96: expected at least 128", "dialogue depth 96: too short"]),
+        ({"decode_tokens": 4}, ["bench.decode_tokens: 4, too few for a burst of 3 drafts; take at least 5"]),
         ({"policies": ("kv_q8_0", "recent_only")}, ["full KV is missing"]),
         ({"policies": ("full", "deep")}, ["bench.budgets: deep: prefill.skip: layer 5", "0 to 1"]),
         ({"policies": ("full", "summed_q8_0")}, ["bench.policies: summed_q8_0: q8_0/q8_0 needs flash", "take it out"]),
@@ -87,7 +89,9 @@ def test_full_kv_leads_wherever_it_is_listed(workplace, params):
         ("kv_q8_0", None),
     ]
     assert [case.flash_settings for case in found.cases] == [(False, True), (False,), (False,), (True,)]
-    assert found.trials == 2 * 2 * 5 + 3 * 4  # documents and depths by settings, questions by cases
+    assert [case.name for case in found.drafting] == ["streaming_llm", "streaming_llm", "kv_q4_0"]
+    # documents and depths by settings, questions by cases, documents of one depth by drafting cases
+    assert found.trials == 2 * 2 * 5 + (3 + 2) * 4 + 2 * 3
 
 
 def test_the_policy_that_the_readme_adds_is_sound(workplace, params):
@@ -100,8 +104,10 @@ def test_the_policy_that_the_readme_adds_is_sound(workplace, params):
     assert [case.name for case in planned(params, policies=("full", name)).cases] == ["full", name]
 
 
-def test_no_tasks_mean_no_recall(workplace, params):
-    assert planned(params, recall_tasks=0, depths=(96,)).recall == {}
+def test_what_is_not_asked_for_is_not_planned(workplace, params):
+    nothing = {"recall_tasks": 0, "dialogue_tasks": 0, "lossless": Lossless(policies=(), draft_tokens=1)}
+    found = planned(params, **nothing, depths=(96,))
+    assert (found.recall, found.dialogues, found.drafting) == ({}, [], ())
 
 
 def test_documents_start_with_dialogues_of_their_own(tokenizer):

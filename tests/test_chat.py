@@ -12,7 +12,7 @@ from pipeline.chatting import commands, terminal, transcript
 from pipeline.chatting.session import FULL, STOPPED, TOO_LONG
 from pipeline.chatting.setting import DEFAULT_POLICY
 from pipeline.chatting.talk import Talk
-from pipeline.engines.generate import greedy
+from pipeline.engines import greedy
 from pipeline.engines.stream import Stream, room
 from pipeline.errors import UserError
 from pipeline.kv import recipe as kv
@@ -222,11 +222,11 @@ def test_greedy_is_the_likeliest_token_each_time(llama):
         given.append(int(logits[-1].argmax()))
         logits = slow.feed(given[-1:])
     fast = stream()
-    assert list(greedy(fast, fast.feed(ids), 8)) == given
+    assert list(greedy.continuation(fast, fast.feed(ids)[-1], 8)) == given
     assert fast.seen == len(ids) + 7
     fast = stream()
     first = given.index(given[3])
-    assert list(greedy(fast, fast.feed(ids), 8, stop=given[3])) == given[: first + 1]
+    assert list(greedy.continuation(fast, fast.feed(ids)[-1], 8, stop=given[3])) == given[: first + 1]
 
 
 def test_invalid_utf_8_is_counted():

@@ -24,13 +24,14 @@ SMALLEST = {
     },
     "evaluate": {"dialogues": 6, "max_new_tokens": 8, "samples": 2},
     "bench": {
-        "depths": [160],
+        "depths": [320],
         "budgets": [64],
         "decode_tokens": 8,
         "warmup_tokens": 2,
         "repetitions": 1,
         "scored_tokens": 16,
         "recall_tasks": 1,
+        "dialogue_tasks": 1,
         "slack": 8,
     },
 }

@@ -78,6 +78,7 @@ def test_positions_and_slack_come_of_the_recipe():
     assert kv.read("lm_infinite").policy(64, 7, LAYERS).positions == Clamped(64)
     assert kv.read("tova").policy(64, 7, LAYERS).slack == 7
     assert kv.read("semantic_block").policy(64, 7, LAYERS).slack == 15
+    assert kv.read("context_shift").policy(300, 7, LAYERS).slack == 99
 
 
 @pytest.mark.parametrize(

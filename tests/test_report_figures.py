@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.reporting import figures, svg
-from pipeline.reporting.records import Measure
+from pipeline.reporting.measured import Measure
 from pipeline.reporting.table import measured, number, plain
 
 

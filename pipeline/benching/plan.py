@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import io, prompts
 from pipeline.benching.trial import Document
@@ -15,7 +15,9 @@ from pipeline.errors import UserError
 from pipeline.kv import recipe as kv
 from pipeline.kv.policy import FULL, Policy
 from pipeline.kv.precision import CacheShape
-from pipeline.tasks import recall, text
+from pipeline.prompts import Message
+from pipeline.tasks import dialogue, recall, text
+from pipeline.tasks.dialogue import DialogueTask
 from pipeline.tasks.recall import RecallTask
 
 if TYPE_CHECKING:
@@ -41,42 +43,44 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cases, full KV first; one document a repetition for each depth; recall tasks at the greatest depth."""
+    """Cases, full KV first; one document a repetition for each depth; what else is done at the greatest depth."""
 
     cases: tuple[Case, ...]
     documents: dict[int, list[Document]]
     recall: dict[str, list[RecallTask]]
+    dialogues: list[DialogueTask]
+    drafting: tuple[Case, ...]  # of lossless decoding
 
     @property
     def trials(self) -> int:
         """How many trials and questions there are in all."""
         documents = sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)
-        return documents + sum(map(len, self.recall.values())) * len(self.cases)
+        questions = len(self.dialogues) + sum(map(len, self.recall.values()))
+        return documents + questions * len(self.cases) + len(self.drafting) * len(self.documents[max(self.documents)])
 
 
 def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) -> Plan:
     """Return what to measure; raise UserError with every misfit. Of the model the header alone is read."""
-    recipes = {name: kv.read(name) for name in bench.policies}
+    recipes = {name: kv.read(name) for name in (*bench.policies, *bench.lossless.policies)}
     with library.loaded(gguf, vocab_only=True) as model:
         shape, longest = library.cache_shape(model), library.context_length(model)
     found = list(_misfits(bench, recipes, shape, longest))
-    documents: dict[int, list[Document]] = {}
-    asked: dict[str, list[RecallTask]] = {}
     words = prompts.load_tokenizer(tokenizer)
-    try:
-        documents = _documents(bench, words, dialogues)
-    except UserError as error:
-        found += error.problems
-    try:
-        asked = _recall(bench, words, seed)
-    except UserError as error:
-        found += error.problems
-    if all(recipe.policy(None, 0, shape.layers) != FULL for recipe in recipes.values() if not recipe.budgeted):
+    messages = [record["messages"] for record in io.read_jsonl(dialogues)]
+    documents = _noted(found, _documents, bench, words, messages)
+    asked = _noted(found, _recall, bench, words, seed)
+    conversations = _noted(found, dialogue.tasks, words, messages, max(bench.depths), bench.dialogue_tasks, seed)
+    measured = [recipes[name] for name in bench.policies]
+    if all(recipe.policy(None, 0, shape.layers) != FULL for recipe in measured if not recipe.budgeted):
         found.append("bench.policies: full KV is missing, and all others are measured beside it; add 'full'")
     if found:
         raise UserError(*found)
-    cases = [case for name, recipe in recipes.items() for case in _cases(name, recipe, bench, shape)]
-    return Plan(tuple(sorted(cases, key=lambda case: case.policy != FULL)), documents, asked)
+    cases, drafting = (
+        [case for name in dict.fromkeys(names) for case in _cases(name, recipes[name], bench, shape)]
+        for names in (bench.policies, bench.lossless.policies)
+    )
+    cases.sort(key=lambda case: case.policy != FULL)
+    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting))
 
 
 def continuation(bench: Bench) -> int:
@@ -85,7 +89,7 @@ def continuation(bench: Bench) -> int:
 
 
 def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], shape: CacheShape, longest: int) -> Iterator[str]:
-    scored = continuation(bench)
+    scored = max(continuation(bench), dialogue.ANSWER_TOKENS if bench.dialogue_tasks else 0)
     for name, recipe in recipes.items():
         if recipe.budgeted:
             yield from (
@@ -100,6 +104,20 @@ def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], shape: CacheShap
                 f"bench.depths: {depth} and {scored} tokens of continuation exceed the model's context of {longest} "
                 f"tokens; take at most {longest - scored}"
             )
+    if bench.lossless.policies and bench.decode_tokens < bench.lossless.draft_tokens + 2:
+        yield (
+            f"bench.decode_tokens: {bench.decode_tokens}, too few for a burst of {bench.lossless.draft_tokens} drafts; "
+            f"take at least {bench.lossless.draft_tokens + 2}, or empty bench.lossless.policies"
+        )
+
+
+def _noted(found: list[str], make: Callable[..., Any], *given: Any) -> Any:
+    """Return what ``make`` makes; a user's error joins what was ``found``."""
+    try:
+        return make(*given)
+    except UserError as error:
+        found += error.problems
+        return None
 
 
 def _cases(name: str, recipe: kv.PolicyRecipe, bench: Bench, shape: CacheShape) -> Iterator[Case]:
@@ -107,8 +125,9 @@ def _cases(name: str, recipe: kv.PolicyRecipe, bench: Bench, shape: CacheShape) 
         yield Case(name, recipe.composition, budget, recipe.policy(budget, bench.slack, shape.layers))
 
 
-def _documents(bench: Bench, words: PreTrainedTokenizerBase, dialogues: Path) -> dict[int, list[Document]]:
-    messages = [dialogue["messages"] for dialogue in io.read_jsonl(dialogues)]
+def _documents(
+    bench: Bench, words: PreTrainedTokenizerBase, messages: Sequence[Sequence[Message]]
+) -> dict[int, list[Document]]:
     made = {}
     for depth in bench.depths:
         found = text.documents(words, messages, depth + continuation(bench), bench.repetitions)

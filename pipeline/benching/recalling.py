@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import enter
+from pipeline.engines import greedy
 from pipeline.engines.cache import KvEngine
-from pipeline.engines.generate import greedy
 from pipeline.engines.stream import Stream, room
 from pipeline.kv.policy import Policy
 from pipeline.tasks.recall import RecallTask
 
 
-def answer(engine: KvEngine, policy: Policy, task: RecallTask, prompts: Prompts, read: int) -> list[int]:
+class Question(Protocol):
+    """A prompt that ends with a question, and how long an answer may be."""
+
+    prompt_ids: Sequence[int]
+    tokens: int
+    stop: int | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer, and how many entries a layer its tokens saw on average, and those fed before it."""
+
+    ids: list[int]
+    entries: float
+
+
+def answer(engine: KvEngine, policy: Policy, question: Question, prompts: Prompts, read: int) -> Answer:
     """Return the greedy answer after ``read`` tokens of the prompt were prefilled and cut and the rest was fed.
 
     ``read`` is the whole prompt where the question may vote for what stays, and ends before the question where not.
     """
-    ids = list(task.prompt_ids)
-    cache = engine.cache(room(engine, policy, read, len(ids) + len(task.answer_ids)))
+    ids = list(question.prompt_ids)
+    cache = engine.cache(room(engine, policy, read, len(ids) + question.tokens))
     try:
         stream = Stream(engine, cache, policy)
         logits = enter(stream, policy, ids[:read], prompts)[0]
         if read < len(ids):
             logits = stream.feed(ids[read:])
-        return list(greedy(stream, logits, len(task.answer_ids)))
+        given = greedy.decode(stream, logits[-1], question.tokens, question.stop)
+        fed = stream.seen - (0 if policy.online else read)
+        return Answer(given, stream.attended / (engine.shape.layers * max(1, fed)))
     finally:
         cache.close()
 
@@ -47,6 +67,6 @@ def asked(engine: KvEngine, policies: Sequence[Policy], task: RecallTask) -> lis
         for read in (len(task.prompt_ids), task.question_at)
     }
     return [
-        {name: answer(engine, policy, task, shared[read], read) for name, read in reads(policy, task).items()}
+        {name: answer(engine, policy, task, shared[read], read).ids for name, read in reads(policy, task).items()}
         for policy in policies
     ]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from pipeline import prompts
 from pipeline.chatting.setting import Setting, cache_for, stream_for
+from pipeline.engines import greedy
 from pipeline.engines.cache import Cache, KvEngine
-from pipeline.engines.generate import greedy
 from pipeline.engines.snapshot import Checkpoint
 from pipeline.engines.stream import Stream
 from pipeline.errors import UserError
@@ -180,7 +180,7 @@ class Session:
         most = self._voice.max_tokens
         left = most if self.setting.limit is None else self.setting.limit - self._stream.seen + 1
         characters = codecs.getincrementaldecoder("utf-8")("replace")
-        for token in greedy(self._stream, logits, min(most, left), self._stop):
+        for token in greedy.continuation(self._stream, logits[-1], min(most, left), self._stop):
             reply.note()
             if token == self._stop:
                 reply.ending = ENDED

@@ -63,6 +63,9 @@ class Cache(Protocol):
     def write(self, layers: Sequence[LayerKv], position: int) -> None:
         """Replace the contents; the next token will come at ``position``, whatever the layers' numbers of entries."""
 
+    def drop(self, count: int) -> None:
+        """Take back the newest ``count`` tokens, all of them appended since the last write, from every layer."""
+
     def kv_bytes(self) -> int:
         """Return the measured bytes of all keys and values."""
 

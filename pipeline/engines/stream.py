@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,16 @@ from pipeline.kv.evidence import Queries
 from pipeline.kv.policy import Policy
 from pipeline.kv.running import Memory
 from pipeline.kv.signals import window
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a stream stood: after ``seen`` tokens, and what it had gathered of them, which may be nothing."""
+
+    seen: int
+    logits: np.ndarray  # float32 [vocabulary], after the newest of them
+    queries: Sequence[Queries] = ()
+    memories: Sequence[Memory] = ()
 
 
 class Stream:
@@ -54,21 +64,48 @@ class Stream:
         """Tokens fed so far."""
         return self._seen
 
+    @property
+    def room(self) -> int | None:
+        """How many tokens may come until a cut is due, which the last of them brings; None if it never is."""
+        return self._policy.room(self.lives)
+
     def feed(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
         """Append tokens; return float32 logits [n, vocabulary] after ``every`` one of them, or after the last."""
         scores = []
         fed = 0
         while fed < len(ids):
-            room = self._policy.room(self.lives)
+            room = self.room
             most = self._cache.block if room is None else max(1, min(room, self._cache.block))
             block = ids[fed : fed + most]
             fed += len(block)
             newest = self._append(block, every)
             if every or fed == len(ids):
                 scores.append(newest)
-            if self._policy.room(self.lives) == 0:
+            if self.room == 0:
                 self._cut()
         return np.concatenate(scores)
+
+    def mark(self) -> Mark:
+        """Return where the stream stands, to :meth:`rewind` to."""
+        return Mark(self._seen, self._logits, self._queries, copy.deepcopy(self._memories))
+
+    def rewind(self, mark: Mark) -> None:
+        """Take back the tokens that came after ``mark``, as if they had never been fed.
+
+        Raises RuntimeError if a cut lies between, which nothing undoes, or if the mark lacks what is gathered.
+        """
+        count = self._seen - mark.seen
+        if not 0 <= count <= self._since:
+            raise RuntimeError(f"{count} tokens to take back, but {self._since} have come since the last cut")
+        if len(mark.memories) != len(self._memories):
+            raise RuntimeError("a mark without running scores for a policy that has them: take one with mark()")
+        if count:
+            self._cache.drop(count)
+        self._since -= count
+        self._seen -= count
+        self._upcoming -= count
+        self._queries, self._logits = list(mark.queries), mark.logits
+        self._memories = copy.deepcopy(list(mark.memories))  # a mark may be gone back to more than once
 
     def take(self, prompt: Snapshot) -> None:
         """Go on from a prompt prefilled as a whole, cut as the policy says; what was fed before is forgotten.
@@ -166,7 +203,7 @@ class Stream:
 
     def _watched(self, count: int) -> int:
         """Return how many queries of the coming block to look at: none while the next cut will not see them."""
-        room = self._policy.room(self.lives)
+        room = self.room
         wanted = self._window()
         return 0 if not wanted or (room is not None and room - count >= wanted) else min(wanted, count)
 

@@ -39,6 +39,8 @@ def policy(source: recipe.PolicyRecipe, budget: int | None, slack: int) -> Polic
     """Return the policy of a recipe at a budget; ``slack`` holds where the recipe has none of its own."""
     places = source.positions
     own = slack if source.slack is None else source.slack
+    if isinstance(own, float):
+        own = int(own * budget)
     return Policy(
         budget=budget if source.budgeted else None,
         prefill=source.prefill and cut(source.prefill),

@@ -186,7 +186,7 @@ class PolicyRecipe(Section):
     narrow: Narrow | None = None
     positions: Literal["original", "compact"] | Clamped = "original"
     precision: Types = Types()
-    slack: Count | None = None  # tokens between two cuts; null: the benchmark's
+    slack: Count | Annotated[float, Field(gt=0, lt=1)] | None = None  # tokens between cuts, or a share of the budget
     evicted: Literal["dropped", "host"] = "dropped"  # what becomes of entries that go: on the host they may come back
 
     @model_validator(mode="after")

@@ -10,9 +10,22 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.reporting import against, answers, figures, kv, provenance, references, tables, text, training, verdict
+from pipeline.reporting import (
+    against,
+    answers,
+    figures,
+    kv,
+    provenance,
+    references,
+    tables,
+    text,
+    training,
+    trials,
+    verdict,
+)
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import Measure, Speed
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import Speed
 from pipeline.reporting.table import interval, percent, plain
 from pipeline.reporting.verdict import MEGABYTE
 
@@ -63,6 +76,7 @@ def context(results: Results) -> dict[str, Any]:
         "cost": cost_figures(results),
         "bench": kv.sections(results),
         "legend": kv.legend(),
+        "trials": {name: trials.tables(one) for name, one in results.bench.items()},
         "speed": speed_tables(results.speed),
         "questions": answers.questions(results),
         "splits": tables.splits(results),

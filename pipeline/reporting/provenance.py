@@ -8,8 +8,9 @@ from typing import Any
 
 from pipeline.config import Params
 from pipeline.reporting.load import Results
+from pipeline.reporting.measured import Measure
 from pipeline.reporting.origin import Fingerprint
-from pipeline.reporting.records import Bench, Measure, Parity
+from pipeline.reporting.records import Bench, Parity
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, text, words
 from pipeline.reporting.verdict import MEGABYTE
 

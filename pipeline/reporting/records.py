@@ -188,6 +188,14 @@ class Kept(Record):
     top1: Measured | None = None
 
 
+class DialogueRecall(Record):
+    """Answers to questions about what was told early in conversations."""
+
+    exact_match: Measured
+    bert_f1: Measured
+    kv_bytes_mean: Measured
+
+
 class BenchRow(Record):
     """One policy at one depth and budget; recall by kind of task and by whether the question was seen at the cut."""
 
@@ -202,6 +210,7 @@ class BenchRow(Record):
     quality: Kept
     timing: Timing
     recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
+    dialogue_recall: DialogueRecall | None = None
     kept: list[list[float]] = Field(default_factory=list)  # layer by stretch of the prompt: the share that is kept
 
     @property
@@ -220,6 +229,21 @@ class BenchRow(Record):
         return _mean([sights[UNSEEN].value for sights in self.recall.values() if UNSEEN in sights])
 
 
+class LosslessRow(Record):
+    """One policy that drafts while full KV verifies; ``timing`` has the speed beside full KV alone."""
+
+    policy: str
+    budget: int | None = None
+    depth: int
+    draft_tokens: int
+    acceptance: Measured
+    tokens_per_call: Measured
+    identical: bool  # to full KV that scores in blocks of one size
+    identical_single: bool  # to full KV fed one by one
+    shortfall: Measured
+    timing: dict[str, Measured]
+
+
 class Bench(Record):
     """eval/bench/<encoding>.json: one model under every KV-cache policy."""
 
@@ -227,6 +251,7 @@ class Bench(Record):
     machine: Machine
     settings: dict[str, Any]
     rows: Annotated[list[BenchRow], Field(min_length=1)]
+    lossless: list[LosslessRow] = Field(default_factory=list)
 
 
 def _mean(shares: list[float]) -> float | None:

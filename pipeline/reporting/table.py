@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.reporting.records import Measure
+from pipeline.reporting.measured import Measure
 
 ABSENT = "–"
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}

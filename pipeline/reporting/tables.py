@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from pipeline.reporting import verdict
 from pipeline.reporting.load import REFERENCES, Results
-from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow, Measure, Speed
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import FULL, SEEN, UNSEEN, Bench, BenchRow, Speed
 from pipeline.reporting.table import ABSENT, Cell, Column, Table, build, measured, number, plain, text, words
 from pipeline.reporting.verdict import MEGABYTE
 

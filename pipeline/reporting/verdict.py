@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline.metrics import uncertainty
 from pipeline.reporting.load import Results
-from pipeline.reporting.records import FULL, BenchRow, Measure
+from pipeline.reporting.measured import Measure
+from pipeline.reporting.records import FULL, BenchRow
 from pipeline.reporting.table import percent, plain
 
 LOSSLESS_KLD = 0.01  # nats a token

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.errors import UserError, nearest
 from pipeline.metrics.measure import measure
@@ -42,6 +42,12 @@ class RecallTask:
     answer: str
     fact_span: tuple[int, int]  # prompt positions, from and up to, of the line that tells the answer
     question_at: int  # prompt position where the question begins
+    stop: ClassVar[int | None] = None  # an answer ends by its length alone
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens answer it."""
+        return len(self.answer_ids)
 
     @property
     def trained(self) -> bool:

@@ -208,6 +208,12 @@ class LlamaCache:
         """Tell whether a part's layers are those that were read and that nothing has changed since."""
         return bool(self._held) and all(layers[layer] is self._held[layer] for layer in part)
 
+    def drop(self, count: int) -> None:
+        """Take back the newest ``count`` tokens: their positions are the highest in every part."""
+        self._chain.remove(self._upcoming - count, self._upcoming)
+        self._lives = [live - count for live in self._lives]
+        self._held, self._upcoming = [], self._upcoming - count
+
     def kv_bytes(self) -> int:
         """Return the measured bytes of all keys and values."""
         if not any(self._lives):

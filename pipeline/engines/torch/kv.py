@@ -98,6 +98,11 @@ class TorchCache:
         for store, layer in zip(self._stores, layers, strict=True):
             store.write(layer)
 
+    def drop(self, count: int) -> None:
+        """Take back the newest ``count`` tokens."""
+        for store in self._stores:
+            store.entries -= count
+
     def kv_bytes(self) -> int:
         """Return the measured bytes of all keys and values."""
         return sum(store.nbytes for store in self._stores)

@@ -1,0 +1,70 @@
+"""Tables that a KV benchmark may have besides its policies: recall in dialogues, lossless decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipeline.reporting.records import FULL, Bench, BenchRow, LosslessRow
+from pipeline.reporting.table import Cell, Column, Table, build, measured, number, text, words
+from pipeline.reporting.verdict import MEGABYTE
+
+DIALOGUES = "Recall in conversations at depth {depth}"
+DIALOGUES_NOTE = (
+    "A patient tells facts in the first turns of a conversation that goes on to this depth; the last turn asks for "
+    "one. Exact answers begin with what was told; BERT-F1 compares the answer’s first sentence with the right one, "
+    "whose opening is given. KV bytes are the mean over the tokens fed, without a prompt that is read whole and then "
+    "cut; brackets are 95 % intervals."
+)
+LOSSLESS = "Lossless decoding at depth {depth}"
+LOSSLESS_NOTE = (
+    "A policy drafts and full KV verifies, all in blocks of one size: the text is full KV’s own greedy text, scored in "
+    "such blocks. Full KV fed one by one is rounded otherwise and may choose another token where two nearly tie; the "
+    "gap is how far, at most, a token then lies below its choice. Speed is beside full KV fed one by one. Both caches "
+    "are held, so that no memory is saved."
+)
+
+
+def tables(bench: Bench) -> list[tuple[str, Table, str]]:
+    """Return heading, table and note of each that was measured."""
+    asked = sorted((row for row in bench.rows if row.dialogue_recall), key=lambda row: row.policy != FULL)
+    found = []
+    if asked:
+        found.append((DIALOGUES.format(depth=asked[0].depth), dialogues(asked), DIALOGUES_NOTE))
+    if bench.lossless:
+        found.append((LOSSLESS.format(depth=bench.lossless[0].depth), lossless(bench.lossless), LOSSLESS_NOTE))
+    return found
+
+
+def dialogues(rows: Sequence[BenchRow]) -> Table:
+    """Return what each policy recalls of conversations."""
+
+    def recalled(name: str, digits: int, scale: float = 1, ci: bool = False) -> Callable[[BenchRow], Cell]:
+        return lambda row: measured(getattr(row.dialogue_recall, name), digits, scale, ci)
+
+    columns = [
+        words("Policy", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep"),
+        Column("KV, MB", recalled("kv_bytes_mean", 2, 1 / MEGABYTE), "KV cache, mean over the tokens fed", "lower"),
+        Column("Exact, %", recalled("exact_match", 0, 100, ci=True), "answers that begin with the fact", "higher"),
+        Column("BERT-F1", recalled("bert_f1", 3), "the answer’s first sentence against the right one", "higher"),
+    ]
+    return build(columns, rows)
+
+
+def lossless(rows: Sequence[LosslessRow]) -> Table:
+    """Return how well each policy drafts for full KV."""
+    columns = [
+        words("Draft", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep in the draft’s cache"),
+        Column("Tokens drafted", lambda row: number(row.draft_tokens, 0), "at most, for one verification"),
+        Column("Accepted, %", lambda row: measured(row.acceptance, 1, 100), "drafts that full KV chose too", "higher"),
+        Column("Tokens/call", lambda row: measured(row.tokens_per_call, 2), "tokens a verification gives", "higher"),
+        Column("× full", lambda row: measured(row.timing["ratio_to_full"], 2), "speed beside full KV alone", "higher"),
+        words("Identical", lambda row: text("yes" if row.identical else "no"), "to full KV in blocks of this size"),
+        words("Fed one by one", _single, "whether full KV that is fed one by one gives the same text"),
+    ]
+    return build(columns, rows)
+
+
+def _single(row: LosslessRow) -> Cell:
+    return text("the same" if row.identical_single else f"parts, gap {row.shortfall.value:.2g} logits")
