@@ -10,13 +10,16 @@ from pipeline import stage
 
 VERBS = {  # verb: (module whose main() does it, what it does); main takes arguments if add_arguments declares some
     "check": ("pipeline.check", "validate params, recipes, environment and inputs in about a second"),
+    "chat": ("pipeline.chat", "talk to a quantised model in the terminal under a KV-cache policy"),
     "compare": ("pipeline.compare", "put two revisions or DVC experiments side by side on one page"),
     "publish": ("pipeline.publish", "put an artifact and its card with the measured numbers into a new folder"),
     "list": ("pipeline.catalogue", "print the models, encodings, scorers and KV policies to choose from"),
 }
+INTERRUPTED = 130  # as shells count it: 128 and SIGINT
 EXAMPLES = """examples:
   python -m pipeline check
   python -m pipeline list
+  python -m pipeline chat --policy streaming_llm
   python -m pipeline compare main workspace --out compare.html
   python -m pipeline publish Q4_K_M upload/Q4_K_M
   dvc repro
@@ -43,7 +46,10 @@ def main() -> int:
                 module.add_arguments(own)
     args = parser.parse_args()
     stage.start_logging()
-    return stage.report_errors(lambda: module.main(args) if takes else module.main())
+    try:
+        return stage.report_errors(lambda: module.main(args) if takes else module.main())
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

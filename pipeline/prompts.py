@@ -78,13 +78,32 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
     """Render messages up to the point where the assistant's next answer begins."""
+    return _rendered(tokenizer, messages, open_answer=True)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], open_answer: bool) -> str:
     safe = [{"role": message["role"], "content": defuse(tokenizer, message["content"])} for message in messages]
-    return tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=open_answer)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
     """Return the token ids of :func:`prompt_text`."""
     return _ids(tokenizer, prompt_text(tokenizer, messages))
+
+
+def history_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Return the token ids of messages up to a user's, without the opening of the answer to it.
+
+    Control tokens bound every message, so that a conversation may be rendered in parts that each end with a user's
+    message: their ids, joined and followed by :func:`opening_ids`, are the whole's :func:`prompt_ids`.
+    """
+    return _ids(tokenizer, _rendered(tokenizer, messages, open_answer=False))
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the token ids that open an answer, the empty think block included."""
+    asked = [{"role": "user", "content": ""}]
+    return prompt_ids(tokenizer, asked)[len(history_ids(tokenizer, asked)) :]
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:

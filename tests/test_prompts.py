@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import prompts
@@ -55,6 +55,19 @@ def test_text_never_becomes_a_control_token(tokenizer, pieces):
     frame = prompts.prompt_ids(tokenizer, [{"role": "user", "content": ""}])
     prompt = prompts.prompt_ids(tokenizer, [{"role": "user", "content": text}])
     assert sum(i in control for i in prompt) == sum(i in control for i in frame)
+
+
+PIECES = ["<|im_start|>", "<|im_end|>", "<think>", "好", "e", "\u0301", " ", "\n", "<", "|"]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+MESSAGES = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXTS), max_size=4)
+
+
+@settings(deadline=None)
+@given(st.lists(MESSAGES, min_size=1, max_size=3))
+def test_a_conversation_rendered_in_parts_is_the_whole(tokenizer, chunks):
+    parts = [[{"role": role, "content": text} for role, text in [*part, ("user", "?")]] for part in chunks]
+    found = [i for part in parts for i in prompts.history_ids(tokenizer, part)] + prompts.opening_ids(tokenizer)
+    assert found == prompts.prompt_ids(tokenizer, [message for part in parts for message in part])
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path):

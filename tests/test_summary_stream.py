@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import recipes
+from pipeline.chatting import tree
 from pipeline.engines.cache import Room
 from pipeline.engines.opening import opened
 from pipeline.engines.prompt import prefilled
 from pipeline.engines.rereading import TextStream
+from pipeline.engines.snapshot import Checkpoint
 from pipeline.engines.stream import Aside
 from pipeline.engines.summary.stream import SummaryStream
 from pipeline.engines.summary.writer import Extractive, Writer
@@ -247,6 +250,26 @@ def test_what_summaries_cost_is_counted():
     assert stream.attended < plain.attended, "some of the room was empty"
     assert account.kind == "f16"  # the default stands for what the engine stores
     assert account.kv_bytes > 0
+
+
+@pytest.mark.parametrize("name", REWRITING)
+@pytest.mark.parametrize("fed", [10, 26, 45])
+def test_a_checkpoint_holds_all_there_is(name, fed):
+    policy, ids = small_summary(name, after=9), random_ids(90)
+    streams = [stream_of(qwen3(), policy, 90, Told([TEXTS[0]]) if policy.summary else None) for _ in range(2)]
+    streams[0].feed(ids[:fed])
+    point = streams[0].checkpoint()
+    expected = streams[0].feed(ids[fed:], every=True)
+    again = Checkpoint(point.snapshot, tree.built(json.loads(json.dumps(tree.flat(point.beside, {}))), {}))
+    for stream, start in zip(streams, (point, again), strict=True):
+        stream.resume(start)
+        assert stream.seen == fed
+        assert np.abs(stream.feed(ids[fed:], every=True) - expected).max() < 1e-5
+        assert stream.entry_ids == streams[0].entry_ids
+        if policy.summary:
+            assert stream.ledger == streams[0].ledger
+            assert stream.summary == streams[0].summary
+            assert stream.account.made == streams[0].account.made > 0
 
 
 @pytest.mark.parametrize("name", REWRITING)

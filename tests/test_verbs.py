@@ -41,7 +41,9 @@ def test_check_tells_all_problems_at_once(tmp_path, monkeypatch):
     assert [problem.split(":")[0] for problem in error.value.problems] == ["numpy", "no-such-package", "disk"]
 
 
-@pytest.mark.parametrize("module", ["pipeline.check", "pipeline.catalogue", "pipeline.report", "pipeline.compare"])
+@pytest.mark.parametrize(
+    "module", ["pipeline.check", "pipeline.catalogue", "pipeline.chat", "pipeline.report", "pipeline.compare"]
+)
 def test_light_verbs_import_no_model_library(module):
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from pipeline.engines.stream import Stream
@@ -17,7 +19,14 @@ def decode(stream: Stream, logits: np.ndarray, tokens: int, stop: int | None = N
 
     ``stop`` ends them early and is the last one then. The last id is returned without being fed.
     """
-    ids = [best(logits)]
-    while len(ids) < tokens and ids[-1] != stop:
-        ids.append(best(stream.feed(ids[-1:])[-1]))
-    return ids
+    return list(continuation(stream, logits, tokens, stop))
+
+
+def continuation(stream: Stream, logits: np.ndarray, tokens: int, stop: int | None = None) -> Iterator[int]:
+    """Yield what :func:`decode` returns, each id as it is known; it is fed when the next one is asked for."""
+    for left in range(tokens, 0, -1):
+        token = best(logits)
+        yield token
+        if token == stop or left == 1:
+            return
+        logits = stream.feed([token])[-1]

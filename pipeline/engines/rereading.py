@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,14 @@ class TextStream(Stream):
         count = self.seen - mark.seen
         super().rewind(mark)
         self._ids = self._ids[: len(self._ids) - count]
+
+    def _beside(self) -> Any:
+        """Return the tokens of all entries."""
+        return list(self._ids)
+
+    def _take_beside(self, beside: Any) -> None:
+        """Take back what :meth:`_beside` gave."""
+        self._ids = beside
 
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         self._ids += block

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,14 @@ class Snapshot:
             queries=[_turned(queries, by, rope) for queries in self.queries],
             upcoming=self.upcoming + by,
         )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A sequence that a stream may come back to, apart from what it is fed later."""
+
+    snapshot: Snapshot
+    beside: Any = None  # what a kind of stream keeps besides
 
 
 def evidence(snapshot: Snapshot, rope: Rope) -> list[Evidence]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.engines.cache import Cache, KvEngine, Room, Rows, Watch
 from pipeline.engines.host import Host
-from pipeline.engines.snapshot import Snapshot, evict
+from pipeline.engines.snapshot import Checkpoint, Snapshot, evict
 from pipeline.kv.evidence import Queries
 from pipeline.kv.policy import Policy
 from pipeline.kv.running import Memory
@@ -48,6 +48,8 @@ class Stream:
     Eviction follows the attention that brought the cache over its limit, so a token sees what it replaces. Start
     with an empty cache, or :meth:`take` a prompt that was prefilled as a whole.
     """
+
+    summary: tuple[int, ...] = ()  # tokens of the text that stands for what was evicted; none here
 
     def __init__(self, engine: KvEngine, cache: Cache, policy: Policy):
         self._cache, self._policy, self._rope = cache, policy, engine.rope
@@ -135,7 +137,7 @@ class Stream:
             prompt = evict(prompt, policy.prefill, policy.budget, policy.positions, self._rope)
         if policy.decode:
             prompt = evict(prompt, policy.decode, policy.budget, policy.positions, self._rope)
-        self._write(replace(prompt, memories=copy.deepcopy(list(prompt.memories))))  # others may go on from it too
+        self._write(_apart(prompt))
         wanted = self._window()
         self._queries = [queries.last(wanted) for queries in self._queries] if wanted else []
 
@@ -159,6 +161,20 @@ class Stream:
             logits=self._logits,
         )
 
+    def checkpoint(self) -> Checkpoint:
+        """Return the sequence as it stands, apart from what is fed later.
+
+        Raises ValueError under a policy whose evicted entries live on, which it would not hold.
+        """
+        if self.host:
+            raise ValueError("the entries on the host are no part of a checkpoint: take a policy that drops them")
+        return Checkpoint(_apart(self.snapshot()), copy.deepcopy(self._beside()))
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, any number of times; what was fed since is forgotten."""
+        self._write(_apart(checkpoint.snapshot))
+        self._take_beside(copy.deepcopy(checkpoint.beside))
+
     def state_bytes(self) -> int:
         """Return the bytes of what is kept beside keys and values: running scores, newest queries, and block keys."""
         queries = sum(queries.vectors.nbytes for queries in self._queries)
@@ -168,6 +184,13 @@ class Stream:
     def host_bytes(self) -> int:
         """Return the measured bytes of keys and values in host memory: of every entry up to the last cut, or none."""
         return self.host.kv_bytes() if self.host else 0
+
+    def _beside(self) -> Any:
+        """Return what this kind of stream keeps beside a snapshot."""
+        return None
+
+    def _take_beside(self, beside: Any) -> None:
+        """Take back what :meth:`_beside` gave."""
 
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         wanted = np.full(len(block), every)
@@ -240,6 +263,11 @@ def room(engine: KvEngine, policy: Policy, prompt: int, tokens: int) -> Room:
         rows=policy.running is not None,
         bounds=tuple(policy.bounds(layers, prompt, tokens)),
     )
+
+
+def _apart(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that shares no running scores, which change in place."""
+    return replace(snapshot, memories=copy.deepcopy(list(snapshot.memories)))
 
 
 def _extended(old: Tensor, end: int, count: int) -> Tensor:

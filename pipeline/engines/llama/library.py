@@ -121,6 +121,17 @@ def detokenize(model: Any, ids: Sequence[int]) -> str:
     return text.raw[: max(written, 0)].decode(errors="replace")
 
 
+def token_bytes(model: Any, token: int) -> bytes:
+    """Return the bytes that a token stands for; none for control tokens. A character may span several tokens."""
+    vocab = api().llama_model_get_vocab(model)
+    piece = ctypes.create_string_buffer(64)
+    size = api().llama_token_to_piece(vocab, token, piece, len(piece), 0, False)
+    if size < 0:  # longer than most
+        piece = ctypes.create_string_buffer(-size)
+        size = api().llama_token_to_piece(vocab, token, piece, len(piece), 0, False)
+    return piece.raw[:size]
+
+
 def header(model: Any, key: str) -> str | None:
     """Return one value of the GGUF header as text, or None if the file lacks the key."""
     buffer = ctypes.create_string_buffer(256)

@@ -34,6 +34,11 @@ class Ledger:
     waiting: Passage = field(default_factory=Passage)
     covered: tuple[range, ...] = ()
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been evicted."""
+        return not self.waiting.ids and not self.covered
+
     def add(self, evicted: Passage) -> None:
         """Take in what a cut has evicted."""
         self.waiting = self.waiting.joined(evicted)

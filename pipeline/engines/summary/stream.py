@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,16 @@ class SummaryStream(TextStream):
     def state_bytes(self) -> int:
         """Return the bytes of what is kept beside keys and values: token ids and the ledger."""
         return super().state_bytes() + self.ledger.size_bytes()
+
+    def _beside(self) -> Any:
+        """Return the tokens of all entries and of the summary, the ledger, the account, and whether a writer failed."""
+        return super()._beside(), self.summary, self.ledger, self._account, self._failed
+
+    def _take_beside(self, beside: Any) -> None:
+        """Take back what :meth:`_beside` gave."""
+        ids, self.summary, self.ledger, self._account, self._failed = beside
+        super()._take_beside(ids)
+        self._policy = self._whole if self.ledger.empty else self._whole.beside(len(self.summary))
 
     def _cut(self) -> None:
         self._policy = self._whole.beside(len(self.summary))  # from the first cut on its room is set aside
