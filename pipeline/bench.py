@@ -80,6 +80,7 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "flash_attention": "on for prefill, off for decoding but for quantised caches; full KV decodes with both",
         "entries": "a cut is due above budget + slack entries a layer on average, after the attention that saw them",
         "full": "the faster of flash attention off and on",
+        "summary": "written aside in a cache of its own, which comes on top of a row's bytes; its time and work are in",
         "recall": "seen: the question is read before the cut; unseen: after it",
         "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",

@@ -19,9 +19,12 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-END_OF_TURN = "<|im_end|>"
-CONTROL_TOKENS = ("<|im_start|>", END_OF_TURN)
+START_OF_TURN, END_OF_TURN = "<|im_start|>", "<|im_end|>"
+CONTROL_TOKENS = (START_OF_TURN, END_OF_TURN)
 ZERO_WIDTH_SPACE = "\u200b"
+UNREADABLE = "\ufffd"  # what decoders put for bytes that are no character
+_THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_TURN = re.compile(r"<\|im_start\|>(\w+)\n")
 
 Message = dict[str, str]
 
@@ -106,6 +109,24 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def answer_ids(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Return the token ids of an assistant's answer, closed by the end of turn."""
     return [*_ids(tokenizer, defuse(tokenizer, answer)), end_of_turn_id(tokenizer)]
+
+
+def answer_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return an answer's text without its thoughts; ``ids`` end before the end of turn."""
+    return _THOUGHTS.sub("", tokenizer.decode(ids)).partition("<think>")[0].strip()
+
+
+def transcript(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return a stretch of a chat as plain text: a line a turn, its role before it; broken characters are left out."""
+    text = _TURN.sub(r"\1: ", _THOUGHTS.sub("", tokenizer.decode(ids)))
+    for mark in (*CONTROL_TOKENS, "<think>", "</think>", UNREADABLE):  # of turns and thoughts that begin or end outside
+        text = text.replace(mark, "")
+    return text.strip()
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of plain text."""
+    return _ids(tokenizer, defuse(tokenizer, text))
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

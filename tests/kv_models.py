@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, GPTNeoXConfig, GPTNeoXForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from pipeline import prompts
+
 LAYERS, HEADS, HEAD_DIM, VOCABULARY, THETA = 4, 4, 16, 128, 10000.0
 SIZES = {
     "vocab_size": VOCABULARY,
@@ -47,6 +49,24 @@ MODELS = {"qwen3": qwen3, "gpt_neox": gpt_neox}
 def random_ids(count: int, seed: int = 2) -> list[int]:
     """Return random tokens."""
     return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@lru_cache
+def words():
+    """Return a tokenizer of as many tokens as the models know, one a word, with the pipeline's chat format."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special, plain = ["<|im_start|>", "<|im_end|>"], ["<think>", "</think>"]
+    known = [*special, *plain, "[?]", "system", "user", "assistant", "。", "."]
+    known += [f"w{number}" for number in range(VOCABULARY - len(known))]
+    made = Tokenizer(models.WordLevel({word: index for index, word in enumerate(known)}, unk_token="[?]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    made.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>")
+    tokenizer.chat_template = prompts.template()
+    return tokenizer
 
 
 @dataclass

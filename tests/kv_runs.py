@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.engines.cache import Room
+from pipeline.engines.opening import opened
 from pipeline.engines.prompt import prefilled
 from pipeline.engines.snapshot import Snapshot
 from pipeline.engines.stream import Stream
@@ -16,7 +17,7 @@ from pipeline.engines.torch.kv import TorchKvEngine
 from pipeline.kv import recipe
 from pipeline.kv.policy import Policy
 from pipeline.kv.precision import Precision
-from tests.kv_models import LAYERS, View, causal_view
+from tests.kv_models import LAYERS, View, causal_view, words
 
 BUDGETS = (24, 40, 48)  # windows of 32 need more than the first
 
@@ -44,7 +45,7 @@ EVERYTHING = Everything()
 
 @dataclass
 class Record:
-    """A cache that notes what is alive before each append."""
+    """A cache that notes what is alive before each append of new tokens; those read again are none."""
 
     cache: object
     stream: Stream | None = None
@@ -55,7 +56,9 @@ class Record:
         return self.cache.block
 
     def append(self, ids, position, wanted, watch):
-        self.before.append((self.stream.snapshot(), position, len(ids)))
+        state = self.stream.snapshot()
+        if not self.before or state.seen > self.before[-1][0].seen:
+            self.before.append((state, position, len(ids)))
         return self.cache.append(ids, position, wanted, watch)
 
     def read(self):
@@ -97,7 +100,7 @@ def run(model, policy: Policy, ids: list[int], prompt: int, step: int | None = N
     """Feed a prompt as the policy wants it and the rest in blocks of ``step`` tokens, or as the policy cuts them."""
     engine = TorchKvEngine(model)
     record = Record(engine.cache(Room(tuple(policy.most_entries(LAYERS, prompt, len(ids))), rows=bool(policy.running))))
-    record.stream = stream = Stream(engine, record, policy)
+    record.stream = stream = opened(engine, record, policy, words())
     if policy.online:
         return Run(stream, _fed(stream, ids, step), None, record)
     read = prefilled(engine, ids[:prompt], policy)

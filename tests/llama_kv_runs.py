@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from torch import Tensor
 
+from pipeline import prompts
 from pipeline.engines.cache import KvEngine
 from pipeline.engines.llama.kv import Flash
+from pipeline.engines.opening import opened
 from pipeline.engines.prompt import prefilled
-from pipeline.engines.stream import Stream, room
+from pipeline.engines.stream import room
 from pipeline.kv import recipe
 from pipeline.kv.policy import Policy
 from pipeline.kv.precision import Precision
+
+from .conftest import tiny_tokenizer
 
 LAYERS = 4
 VOCABULARY = 500  # without control tokens
@@ -22,6 +27,14 @@ BUDGETS = (40, 48, 64)  # the first that suits a recipe is taken
 SLACK = 5
 F32 = Precision("f32", "f32")
 EXACT = Flash(prefill=False, decode=False)  # flash attention rounds more
+
+
+@cache
+def words():
+    """Return the models' tokenizer with the pipeline's chat format."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = prompts.template()
+    return tokenizer
 
 
 def random_ids(count: int, seed: int = 2) -> list[int]:
@@ -59,7 +72,7 @@ def run(engine: KvEngine, policy: Policy, ids: list[int], prompt: int = PROMPT) 
     """Bring a prompt in as the policy wants it, and feed the other tokens one by one."""
     cache = engine.cache(room(engine, policy, prompt, len(ids)))
     try:
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words())
         if policy.online:
             logits = [stream.feed(ids[:prompt])]
         else:

@@ -44,6 +44,11 @@ def test_no_two_recipes_are_the_same_policy():
     [
         ("full", "everything | original positions | f16"),
         ("kv_q4_0", "everything | original positions | q4_0"),
+        (
+            "streaming_summary",
+            "always: sinks(4) + summary(25 %, the model's, every 100 % evicted) + recent(rest) = budget"
+            " | compact positions | f16",
+        ),
         ("recent_only", "always: recent(rest) = budget | original positions | f16"),
         ("streaming_llm", "always: sinks(4) + recent(rest) = budget | compact positions | f16"),
         (
@@ -91,6 +96,18 @@ def test_a_budget_must_exceed_what_always_stays(name, budget, least):
     recipe.policy(least, 32, LAYERS)
 
 
+def test_a_summary_takes_its_room_of_the_budget():
+    recipe = kv.read("streaming_summary")
+    assert list(recipe.problems(7, LAYERS)) == []
+    assert "a budget of 3 leaves" in (problem := next(recipe.problems(4, LAYERS)))
+    assert "the summary takes 1 of 4" in problem
+    summary = recipe.policy(256, 32, LAYERS).summary
+    assert (summary.tokens, summary.after, summary.precision) == (64, 256, Precision("q4_0", "q4_0"))
+    raw = recipe.model_dump() | {"summary": {"mode": "none", "tokens": 10, "after": 9}}
+    summary = PolicyRecipe(**raw).policy(64, 32, LAYERS).summary
+    assert (summary.tokens, summary.after, summary.shifts) == (10, 9, False)
+
+
 def test_a_layer_that_the_model_lacks_is_named():
     assert list(kv.read("h2o_l2").problems(256, 1)) == ["decode.skip: layer 1, but the model's layers are 0 to 0"]
 
@@ -104,6 +121,8 @@ def test_a_block_that_leaves_the_window_needs_room():
 HOST = "online: true\nevicted: host"
 BY_BLOCKS = "score: {by: {signal: similarity, queries: 4, block: 4}, share: layer}"
 SUMS = "{by: {signal: attention_so_far, gather: sums}}"
+SUMMARY = "{mode: model, tokens: 8, after: 8}"
+STREAMING = "decode: {keep: {sinks: 4, recent: rest}}\nonline: true"
 
 
 @pytest.mark.parametrize(
@@ -147,6 +166,20 @@ SUMS = "{by: {signal: attention_so_far, gather: sums}}"
         ),
         ("evicted: hosts", ["evicted", "'host'"]),
         ("narrow: {scope: input, score: {by: {signal: logit}}}", ["give its depth"]),
+        (f"summary: {SUMMARY}", ["need `online: true`"]),
+        (f"{STREAMING}\nsummary: {SUMMARY}", ["compact positions"]),
+        (f"{STREAMING}\npositions: compact\nsummary: {{mode: modle, tokens: 8, after: 8}}", ["summary.mode"]),
+        (f"{STREAMING}\npositions: compact\nsummary: {SUMMARY}\nrebuild: reprefill", ["take `rebuild` out"]),
+        (
+            "decode: {keep: {recent: 4}, score: {by: {signal: key_norm}}}\nonline: true\npositions: compact\n"
+            "rebuild: reprefill",
+            ["`share: model`"],
+        ),
+        (
+            f"decode: {{keep: {{recent: 4}}, score: {SUMS[:-1]}, share: model}}}}\nonline: true\npositions: compact\n"
+            f"summary: {SUMMARY}",
+            ["attention so far is lost"],
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_explained(text, messages, tmp_path):

@@ -10,11 +10,12 @@ import pytest
 
 from pipeline import recipes
 from pipeline.engines.llama.kv import LlamaKvEngine
-from pipeline.engines.stream import Stream, room
+from pipeline.engines.opening import opened
+from pipeline.engines.stream import room
 from pipeline.kv import recipe
 from pipeline.kv.policy import Policy
 
-from .llama_kv_runs import VOCABULARY
+from .llama_kv_runs import VOCABULARY, words
 
 pytest_plugins = ["tests.llama_kv_models"]
 
@@ -30,7 +31,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
 
 
-def opened(path: Path, name: str) -> tuple[LlamaKvEngine, Policy]:
+def loaded(path: Path, name: str) -> tuple[LlamaKvEngine, Policy]:
     engine = LlamaKvEngine(path, threads=1)
     return engine, recipe.read(name).policy(BUDGET, SLACK, engine.shape.layers)
 
@@ -38,10 +39,10 @@ def opened(path: Path, name: str) -> tuple[LlamaKvEngine, Policy]:
 @pytest.mark.parametrize("name", STREAMING)
 def test_ten_thousand_tokens_take_the_memory_of_a_few(narrow_gguf, name):
     count, ids = 10_000, np.random.default_rng(0).integers(0, VOCABULARY, 10_000).tolist()
-    engine, policy = opened(narrow_gguf(1), name)
+    engine, policy = loaded(narrow_gguf(1), name)
     with engine:
         cache = engine.cache(room(engine, policy, 0, count))
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words())
         resident, hosted, most = [], [], 0
         for at, token in enumerate(ids):
             assert np.isfinite(stream.feed([token])).all()
@@ -59,11 +60,11 @@ def test_ten_thousand_tokens_take_the_memory_of_a_few(narrow_gguf, name):
 @pytest.mark.parametrize("name", SKIPPING)
 def test_only_layers_that_keep_everything_grow(narrow_gguf, name):
     count, ids = 2_000, np.random.default_rng(0).integers(0, VOCABULARY, 2_000).tolist()
-    engine, policy = opened(narrow_gguf(3), name)
+    engine, policy = loaded(narrow_gguf(3), name)
     policy = replace(policy, slack=max(policy.slack, 3))  # each cut copies the layers that grow as well
     with engine:
         cache = engine.cache(room(engine, policy, 0, count))
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words())
         assert all(np.isfinite(stream.feed([token])).all() for token in ids)
         assert stream.lives[:2] == [count, count]
         assert stream.peaks[2] <= max(policy.decode.limits(BUDGET, 3)[2:]) + policy.slack + 1

@@ -25,6 +25,7 @@ from pipeline.tasks.dialogue import DialogueTask
 
 if TYPE_CHECKING:
     from bert_score import BERTScorer
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def add_dialogue_recall(engine: KvEngine, planned: Plan, rows: Sequence[dict], j
     policies = [case.policy for case in planned.cases]
     answers = []
     for task in planned.dialogues:
-        answers.append(asked(engine, policies, task))
+        answers.append(asked(engine, policies, task, planned.words))
         bar.update(len(policies))
     deepest = [row for row in rows if row["depth"] == max(planned.documents)]
     for row, policy, given in zip(deepest, policies, zip(*answers, strict=True), strict=True):
@@ -56,14 +57,16 @@ def add_dialogue_recall(engine: KvEngine, planned: Plan, rows: Sequence[dict], j
         row["dialogue_recall"]["kv_bytes_mean"] = held(engine, policy, given)
 
 
-def asked(engine: KvEngine, policies: Sequence[Policy], task: DialogueTask) -> list[Answer]:
+def asked(
+    engine: KvEngine, policies: Sequence[Policy], task: DialogueTask, words: PreTrainedTokenizerBase | None = None
+) -> list[Answer]:
     """Return for each policy its answer to one question, which none has seen when it cuts the conversation.
 
     A conversation comes turn by turn. Online policies cut as it comes; the others read it whole up to the question,
     cut, and then read the question.
     """
     shared = Prompts(engine, list(task.prompt_ids[: task.question_at]), policies)
-    return [recalling.answer(engine, policy, task, shared, task.question_at) for policy in policies]
+    return [recalling.answer(engine, policy, task, shared, task.question_at, words) for policy in policies]
 
 
 def scores(tasks: Sequence[DialogueTask], answers: Sequence[Answer], judge: Judge) -> dict:

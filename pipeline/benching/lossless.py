@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -16,11 +17,15 @@ from pipeline.benching.trial import Document, enter
 from pipeline.config import Bench
 from pipeline.engines import greedy, speculative
 from pipeline.engines.cache import KvEngine
+from pipeline.engines.opening import opened
 from pipeline.engines.speculative import Verified
 from pipeline.engines.stream import Stream, room
 from pipeline.kv.policy import FULL, Policy
 from pipeline.metrics import uncertainty
 from pipeline.metrics.measure import measure
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def rows(engine: KvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[dict]
         alone = in_blocks(engine, document, shared, (tokens, most))
         short = {tuple(single): 0.0}
         for case, done in runs.items():
-            found, seconds = drafted(engine, case.policy, document, shared, (tokens, most))
+            found, seconds = drafted(engine, case.policy, document, shared, (tokens, most), planned.words)
             if (text := tuple(found.ids)) not in short:  # most often one text for all
                 short[text] = shortfall(engine, document, shared, text)
             done.append(Run(single, full_seconds, alone, found, seconds, short[text]))
@@ -69,13 +74,18 @@ def in_blocks(engine: KvEngine, document: Document, prompts: Prompts, sizes: tup
 
 
 def drafted(
-    engine: KvEngine, policy: Policy, document: Document, prompts: Prompts, sizes: tuple[int, int]
+    engine: KvEngine,
+    policy: Policy,
+    document: Document,
+    prompts: Prompts,
+    sizes: tuple[int, int],
+    words: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Verified, float]:
     """Return the text that a policy drafted and full KV verified, and its seconds."""
     tokens, most = sizes
     with (
         reading(engine, FULL, document, prompts, tokens + speculative.block_size(most)) as (full, logits),
-        reading(engine, policy, document, prompts, tokens) as (draft, _),
+        reading(engine, policy, document, prompts, tokens, words) as (draft, _),
     ):
         return timed(speculative.decode, full, draft, greedy.best(logits), tokens, most)
 
@@ -88,13 +98,18 @@ def shortfall(engine: KvEngine, document: Document, prompts: Prompts, ids: Seque
 
 @contextmanager
 def reading(
-    engine: KvEngine, policy: Policy, document: Document, prompts: Prompts, tokens: int
+    engine: KvEngine,
+    policy: Policy,
+    document: Document,
+    prompts: Prompts,
+    tokens: int,
+    words: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[tuple[Stream, np.ndarray]]:
     """Give a stream that has read a document's prompt, with room for ``tokens`` more, and the logits after it."""
     length = len(document.prompt)
     cache = engine.cache(room(engine, policy, length, length + tokens))
     try:
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words)
         yield stream, enter(stream, policy, document.prompt, prompts)[0][-1]
     finally:
         cache.close()

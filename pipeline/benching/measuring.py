@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.benching import recalling, row, trial
-from pipeline.benching.plan import Case, Plan
+from pipeline.benching.plan import Plan
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import Document, Pace
 from pipeline.benching.work import Work
@@ -25,7 +25,7 @@ def rows(engine: LlamaKvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[
     found = []
     for depth, documents in planned.documents.items():
         warm_up(engine, documents[0])
-        found += measure_depth(engine, bench, planned.cases, depth, documents, bar)
+        found += measure_depth(engine, bench, planned, depth, bar)
     add_recall(engine, planned, found, bar)
     return found
 
@@ -35,22 +35,17 @@ def warm_up(engine: LlamaKvEngine, document: Document) -> None:
     trial.run(engine, FULL, document, Prompts(engine, document.prompt, [FULL]), Work.of(engine.model), Pace(1, 1))
 
 
-def measure_depth(
-    engine: LlamaKvEngine,
-    bench: Bench,
-    cases: Sequence[Case],
-    depth: int,
-    documents: Sequence[Document],
-    bar: tqdm,
-) -> list[dict]:
+def measure_depth(engine: LlamaKvEngine, bench: Bench, planned: Plan, depth: int, bar: tqdm) -> list[dict]:
     """Return the rows of one depth. Cases take turns on every document, so that a slow moment hits them alike."""
+    cases = planned.cases
     tallies = {(case, flash): row.Tally() for case in cases for flash in case.flash_settings}
     work, pace = Work.of(engine.model), Pace(bench.warmup_tokens, bench.decode_tokens)
-    for document in documents:
+    for document in planned.documents[depth]:
         shared = Prompts(engine, document.prompt, [case.policy for case in cases])
         full: dict[bool, np.ndarray] = {}  # logits of full KV, by flash attention: it is the first case
         for (case, flash), tally in tallies.items():
-            one, logits = trial.run(engine.with_flash(FLASH[flash]), case.policy, document, shared, work, pace)
+            chosen = engine.with_flash(FLASH[flash])
+            one, logits = trial.run(chosen, case.policy, document, shared, work, pace, planned.words)
             tally.add(one, logits, full.setdefault(flash, logits), document.continuation)
             bar.update()
     by_case = {case: {flash: tallies[case, flash] for flash in case.flash_settings} for case in cases}
@@ -65,7 +60,7 @@ def add_recall(engine: LlamaKvEngine, planned: Plan, rows: Sequence[dict], bar: 
     for kind, tasks in planned.recall.items():
         answers = []
         for task in tasks:
-            answers.append(recalling.asked(engine, policies, task))
+            answers.append(recalling.asked(engine, policies, task, planned.words))
             bar.update(len(policies))
         for index, one in enumerate(deepest):
             given = [answer[index] for answer in answers]

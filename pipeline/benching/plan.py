@@ -50,6 +50,7 @@ class Plan:
     recall: dict[str, list[RecallTask]]
     dialogues: list[DialogueTask]
     drafting: tuple[Case, ...]  # of lossless decoding
+    words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
     def trials(self) -> int:
@@ -80,7 +81,7 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
         for names in (bench.policies, bench.lossless.policies)
     )
     cases.sort(key=lambda case: case.policy != FULL)
-    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting))
+    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), words)
 
 
 def continuation(bench: Bench) -> int:

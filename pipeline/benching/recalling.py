@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import enter
 from pipeline.engines import greedy
 from pipeline.engines.cache import KvEngine
-from pipeline.engines.stream import Stream, room
+from pipeline.engines.opening import opened
+from pipeline.engines.stream import room
 from pipeline.kv.policy import Policy
 from pipeline.tasks.recall import RecallTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Question(Protocol):
@@ -31,15 +35,23 @@ class Answer:
     entries: float
 
 
-def answer(engine: KvEngine, policy: Policy, question: Question, prompts: Prompts, read: int) -> Answer:
+def answer(
+    engine: KvEngine,
+    policy: Policy,
+    question: Question,
+    prompts: Prompts,
+    read: int,
+    words: PreTrainedTokenizerBase | None = None,
+) -> Answer:
     """Return the greedy answer after ``read`` tokens of the prompt were prefilled and cut and the rest was fed.
 
     ``read`` is the whole prompt where the question may vote for what stays, and ends before the question where not.
+    ``words`` is the tokenizer that policies with a summary need.
     """
     ids = list(question.prompt_ids)
     cache = engine.cache(room(engine, policy, read, len(ids) + question.tokens))
     try:
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words)
         logits = enter(stream, policy, ids[:read], prompts)[0]
         if read < len(ids):
             logits = stream.feed(ids[read:])
@@ -60,13 +72,18 @@ def reads(policy: Policy, task: RecallTask) -> dict[str, int]:
     return {"seen": whole, "unseen": task.question_at} if cuts_at_the_end else {"seen": whole}
 
 
-def asked(engine: KvEngine, policies: Sequence[Policy], task: RecallTask) -> list[dict[str, list[int]]]:
+def asked(
+    engine: KvEngine, policies: Sequence[Policy], task: RecallTask, words: PreTrainedTokenizerBase | None = None
+) -> list[dict[str, list[int]]]:
     """Return for each policy its answers to one task, by whether the question was seen when the cache was cut."""
     shared = {
         read: Prompts(engine, list(task.prompt_ids[:read]), policies)
         for read in (len(task.prompt_ids), task.question_at)
     }
     return [
-        {name: answer(engine, policy, task, shared[read], read).ids for name, read in reads(policy, task).items()}
+        {
+            name: answer(engine, policy, task, shared[read], read, words).ids
+            for name, read in reads(policy, task).items()
+        }
         for policy in policies
     ]

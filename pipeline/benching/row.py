@@ -72,12 +72,13 @@ def row(case: Case, depth: int, by_flash: dict[bool, Tally], full_seconds: float
         },
         "timing": _timing(fastest, flash, by_flash, full_seconds),
         "kept": picture(first.trials[0].kept, depth),
-    }
+    } | (_summary(first.trials) if last.summary else {})
 
 
 def _timing(fastest: Tally, flash: bool, by_flash: dict[bool, Tally], full_seconds: float) -> dict:
     ratio = full_seconds / np.median(fastest.seconds)
-    return {
+    summary = {"summary": _summary_timing(fastest.trials)} if fastest.trials[0].summary else {}
+    return summary | {
         "flash_attention": FLASH[flash],
         "ttft_s": speed.first_token([one.prefill + one.compress for one in fastest.trials]),
         "prefill_s": speed.first_token([one.prefill for one in fastest.trials]),
@@ -89,6 +90,37 @@ def _timing(fastest: Tally, flash: bool, by_flash: dict[bool, Tally], full_secon
         "tpot_ms_by_flash_attention": {
             FLASH[setting]: speed.median_token(tally.seconds) for setting, tally in by_flash.items()
         },
+    }
+
+
+def _summary(trials: Sequence[Trial]) -> dict:
+    """Return what summaries took and gave, a document."""
+    accounts = [one.summary for one in trials]
+
+    def mean(name: str, unit: str) -> dict:
+        return measure(float(np.mean([getattr(account, name) for account in accounts])), unit=unit)
+
+    figures = {
+        "made": mean("made", "summaries"),
+        "failures": mean("failures", "failures"),
+        "fallbacks": mean("fallbacks", "summaries"),
+        "computed": mean("computed", "tokens"),
+        "written": mean("written", "tokens"),
+        "waiting": mean("waiting", "tokens"),
+        "entries": mean("entries", "entries"),
+        "kv_bytes_peak": measure(max(account.kv_bytes for account in accounts), unit="bytes", better="lower"),
+    }
+    return {"summary": figures, "summary_kv_type": accounts[-1].kind}
+
+
+def _summary_timing(trials: Sequence[Trial]) -> dict:
+    """Return the seconds of all documents that summaries took, and their share of all."""
+    writing, inserting = (sum(getattr(one.summary, name) for one in trials) for name in ("writing", "inserting"))
+    share = (writing + inserting) / sum(one.seconds for one in trials)
+    return {
+        "writing_s": measure(writing, unit="s", better="lower"),
+        "inserting_s": measure(inserting, unit="s", better="lower"),
+        "share": measure(share, unit="share", better="lower"),
     }
 
 

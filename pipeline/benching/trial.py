@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +13,14 @@ from pipeline.benching.prompts import Prompts
 from pipeline.benching.stopwatch import timed
 from pipeline.benching.work import Work
 from pipeline.engines.cache import KvEngine
+from pipeline.engines.opening import opened
 from pipeline.engines.stream import Stream, room
+from pipeline.engines.summary.account import Account
 from pipeline.kv.policy import Policy
 from pipeline.kv.precision import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -47,33 +54,44 @@ class Trial:
     host_bytes: int  # keys and values of entries that may come back
     flops_prefill: int
     flops_token: float  # of a decoded token, on average
+    summary: Account | None  # what its summaries have cost, in whole
+    seconds: float  # of the whole trial
     kept: list[np.ndarray]  # for each layer int64 [kv_heads, n], the tokens whose entries live at the end
 
 
 def run(
-    engine: KvEngine, policy: Policy, document: Document, prompts: Prompts, work: Work, pace: Pace
+    engine: KvEngine,
+    policy: Policy,
+    document: Document,
+    prompts: Prompts,
+    work: Work,
+    pace: Pace,
+    words: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Trial, np.ndarray]:
     """Bring the prompt in, decode true tokens one by one at the ``pace``, then score the rest in blocks.
 
     Also return float32 logits [continuation, vocabulary], the predictions of the continuation. Between two cuts a
-    block and single tokens are the same computation, so the scores are those of single steps.
+    block and single tokens are the same computation, so the scores are those of single steps. ``words`` is the
+    tokenizer that policies with a summary need.
     """
     tokens = len(document.prompt) + len(document.continuation)
     cache = engine.cache(room(engine, policy, len(document.prompt), tokens))
     try:
-        stream = Stream(engine, cache, policy)
+        stream = opened(engine, cache, policy, words)
         first, peak, prefill, compress = enter(stream, policy, document.prompt, prompts)
-        spent = (
-            work.tokens(stream.seen, stream.attended, 1) if policy.online else work.prompt(policy, len(document.prompt))
-        )
-        scores, seconds, before = [first], [], stream.attended
+        before = _counts(stream)
+        spent = _work(work, before) if policy.online else work.prompt(policy, len(document.prompt))
+        scores, seconds = [first], []
         for token in document.continuation[: pace.warmup + pace.timed]:
             logits, elapsed = timed(stream.feed, [token])
             scores.append(logits)
             seconds.append(elapsed)
-        decoded = (stream.attended - before) / len(seconds)
+        decoded = (_counts(stream) - before) / len(seconds)
+        whole = prefill + compress + sum(seconds)
         if rest := document.continuation[pace.warmup + pace.timed : -1]:
-            scores.append(stream.feed(rest, every=True))
+            last, elapsed = timed(partial(stream.feed, rest, every=True))
+            scores.append(last)
+            whole += elapsed
         peaks = [max(pair) for pair in zip(peak, stream.peaks, strict=True)]
         trial = Trial(
             prefill=prefill,
@@ -86,12 +104,25 @@ def run(
             state_bytes=stream.state_bytes(),
             host_bytes=stream.host_bytes(),
             flops_prefill=spent,
-            flops_token=work.tokens(1, decoded, 1),
+            flops_token=_work(work, decoded),
+            summary=stream.account,
+            seconds=whole,
             kept=[origins.numpy() for origins in stream.origins()],
         )
     finally:
         cache.close()
     return trial, np.concatenate(scores)[: len(document.continuation)]
+
+
+def _counts(stream: Stream) -> np.ndarray:
+    """Return tokens computed, entries that they saw, and predictions besides the text's own."""
+    aside = stream.aside
+    return np.array([stream.seen + aside.tokens, stream.attended + aside.attended, aside.predictions])
+
+
+def _work(work: Work, counts: np.ndarray) -> float:
+    computed, attended, predicted = counts.tolist()
+    return work.tokens(computed, attended, 1 + predicted)
 
 
 def enter(

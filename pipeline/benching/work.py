@@ -35,7 +35,7 @@ class Work:
             head=2 * width * library.vocabulary_size(model),
         )
 
-    def tokens(self, count: int, seen: float, logits: int) -> float:
+    def tokens(self, count: float, seen: float, logits: float) -> float:
         """Return the FLOPs of ``count`` tokens through all layers that saw ``seen`` entries, layers added up."""
         return count * self.layers * self.layer + seen * self.entry + logits * self.head
 

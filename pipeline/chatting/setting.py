@@ -75,9 +75,9 @@ def cache_for(engine: KvEngine, chosen: Setting) -> Cache:
 
 def stream_for(engine: KvEngine, cache: Cache, chosen: Setting, tokenizer: PreTrainedTokenizerBase) -> Stream:
     """Return the stream of a conversation, on an empty cache."""
-    from pipeline.engines.stream import Stream
+    from pipeline.engines.opening import opened
 
-    return Stream(engine, cache, chosen.policy)
+    return opened(engine, cache, chosen.policy, tokenizer)
 
 
 def _misfits(name: str, recipe: kv.PolicyRecipe, budget: int, shape: CacheShape) -> Iterator[str]:

@@ -13,10 +13,12 @@ from torch import Tensor
 from pipeline.engines.llama.kv import LlamaLayer
 from pipeline.engines.llama.state import LayerState
 from pipeline.engines.snapshot import Checkpoint, Snapshot
+from pipeline.engines.summary.account import Account
+from pipeline.engines.summary.ledger import Ledger, Passage
 from pipeline.kv.evidence import Queries
 from pipeline.kv.running import Column, Hits, Means, Sums
 
-_KNOWN = (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits, Column)
+_KNOWN = (Checkpoint, Snapshot, LlamaLayer, LayerState, Queries, Sums, Means, Hits, Column, Ledger, Passage, Account)
 CLASSES = {one.__name__: one for one in _KNOWN}
 
 

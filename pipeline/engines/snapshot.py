@@ -37,6 +37,26 @@ class Snapshot:
         """Entries of each layer."""
         return [layer.entries for layer in self.layers]
 
+    def part(self, start: int, stop: int) -> Snapshot:
+        """Return the entries [start, stop) of layers of one size, and all else as it is."""
+        index = torch.arange(start, stop).expand(len(self.origins[0]), -1)
+        return replace(
+            self,
+            layers=[layer.gather(index) for layer in self.layers],
+            origins=[origins[:, start:stop] for origins in self.origins],
+            positions=[positions[:, start:stop] for positions in self.positions],
+        )
+
+    def shifted(self, by: int, rope: Rope) -> Snapshot:
+        """Return the snapshot with all positions, the next token's too, greater by ``by``."""
+        return replace(
+            self,
+            layers=moved(self.layers, [torch.full_like(places, by) for places in self.positions], rope),
+            positions=[places + by for places in self.positions],
+            queries=[_turned(queries, by, rope) for queries in self.queries],
+            upcoming=self.upcoming + by,
+        )
+
 
 @dataclass(frozen=True)
 class Checkpoint:

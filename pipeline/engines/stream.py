@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from pipeline.kv.policy import Policy
 from pipeline.kv.running import Memory
 from pipeline.kv.signals import window
 
+if TYPE_CHECKING:
+    from pipeline.engines.summary.account import Account
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -28,6 +31,15 @@ class Mark:
     logits: np.ndarray  # float32 [vocabulary], after the newest of them
     queries: Sequence[Queries] = ()
     memories: Sequence[Memory] = ()
+
+
+@dataclass
+class Aside:
+    """What was computed besides the text's own tokens: entries read again, summaries."""
+
+    tokens: int = 0
+    attended: int = 0  # entries that they saw, all layers and tokens added up
+    predictions: int = 0
 
 
 class Stream:
@@ -53,11 +65,17 @@ class Stream:
         self._logits = np.empty(0, np.float32)
         self.peaks = [0] * engine.shape.layers  # most entries of each layer that lived at once
         self.attended = 0  # entries that tokens saw, all layers and tokens added up
+        self.aside = Aside()
 
     @property
     def lives(self) -> list[int]:
         """Entries of each layer."""
         return [origins.shape[1] + self._since for origins in self._origins]
+
+    @property
+    def account(self) -> Account | None:
+        """What summaries have cost; None where the policy makes none."""
+        return None
 
     @property
     def seen(self) -> int:
@@ -124,7 +142,10 @@ class Stream:
         self._queries = [queries.last(wanted) for queries in self._queries] if wanted else []
 
     def origins(self) -> list[Tensor]:
-        """Return for each layer int64 [kv_heads, n], the tokens that the living entries stem from."""
+        """Return for each layer int64 [kv_heads, n], the tokens that the living entries stem from.
+
+        Entries that stem from none, a summary's, bear negative numbers, so that whatever comes later sees them.
+        """
         return [_extended(old, self._seen, self._since) for old in self._origins]
 
     def snapshot(self) -> Snapshot:

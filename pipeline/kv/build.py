@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from pipeline.kv import allocators, narrowing, positions, recipe, running, scorer, selectors, signals
+from pipeline.kv import allocators, narrowing, positions, recipe, rewriting, running, scorer, selectors, signals
 from pipeline.kv.cut import Cut
-from pipeline.kv.policy import Policy
+from pipeline.kv.policy import Policy, Summary
+from pipeline.kv.precision import Precision
 from pipeline.kv.segments import Segments
 
 GATHERED = {"sums": running.Sums, "means": running.Means}
@@ -50,6 +51,8 @@ def policy(source: recipe.PolicyRecipe, budget: int | None, slack: int) -> Polic
         positions=POSITIONS[places] if isinstance(places, str) else positions.Clamped(int(places.clamped * budget)),
         precision=source.types,
         slack=own if source.decode else 0,
+        summary=source.summary and _summary(source.summary, budget),
+        reprefill=source.rebuild == "reprefill",
         evicted=source.evicted,
     )
 
@@ -100,6 +103,16 @@ def _scorer(source: recipe.Score, keep: recipe.Keep) -> scorer.Scorer:
         smoothing = scorer.Blocks(source.blocks)
     signal = SIGNALS[type(source.by)](source.by, keep)
     return scorer.Scorer(signal, smoothing, source.over_group, source.share)
+
+
+def _summary(source: rewriting.Summary, budget: int) -> Summary:
+    return Summary(
+        mode=source.mode,
+        tokens=source.most(budget),
+        after=source.due(budget),
+        shifts=source.reinsert == "shift",
+        precision=Precision(source.precision, source.precision),
+    )
 
 
 def _narrowing(source: recipe.Narrow) -> narrowing.Narrowing:

@@ -7,7 +7,7 @@ A policy knows nothing of models or engines; every method of the literature is o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.kv.cut import Cut
@@ -19,11 +19,28 @@ from pipeline.kv.signals import window
 
 
 @dataclass(frozen=True)
+class Summary:
+    """What stands for evicted text, between the sinks and all others.
+
+    The ``model`` writes it in a small context of its own, or its sentences are drawn from the text (``extractive``), or
+    its room stays empty (``none``). A new one is due once ``after`` tokens have been evicted since the last.
+    """
+
+    mode: Literal["model", "extractive", "none"]
+    tokens: int  # most entries, of the budget's
+    after: int
+    shifts: bool = False  # newer entries move to make room for it; else they are computed again behind it
+    precision: Precision = F16  # of the context that it is written in, where that can be held
+
+
+@dataclass(frozen=True)
 class Policy:
     """``prefill`` cuts once, at the prompt's end; ``decode`` whenever a layer exceeds its limit by more than ``slack``.
 
     ``online`` lets ``decode`` act while the prompt is fed as well, in blocks that end where a cut is due: the prompt
-    never needs a full cache. Eviction follows the attention that saw the cache over its limit.
+    never needs a full cache. Eviction follows the attention that saw the cache over its limit. ``reprefill`` computes
+    survivors again, as if the text had never been longer. It and ``summary`` want an online policy whose layers and
+    heads all hold the same tokens.
     """
 
     budget: int | None = None  # entries a layer may keep on average
@@ -34,6 +51,8 @@ class Policy:
     positions: Positions = ORIGINAL
     precision: Precision = F16
     slack: int = 0
+    summary: Summary | None = None
+    reprefill: bool = False
     evicted: Literal["dropped", "host"] = "dropped"  # on the host, every entry is a candidate again at each cut
 
     @property
@@ -56,6 +75,12 @@ class Policy:
         """Return how many tokens may come until a cut is due; None if it never is."""
         left = self.decode and self.decode.room(self.budget, lives)
         return None if left is None else max(0, left + self.slack + 1)
+
+    def beside(self, entries: int) -> Policy:
+        """Return the policy while a summary of so many entries stands behind the sinks, the rest of its room empty."""
+        segments = replace(self.decode.segments, sinks=self.decode.segments.sinks + entries)
+        budget = self.budget - self.summary.tokens + entries
+        return replace(self, budget=budget, decode=replace(self.decode, segments=segments))
 
     def most_entries(self, layers: int, prompt: int, tokens: int) -> list[int]:
         """Return for each layer the most entries that live once the prompt is in, ``tokens`` tokens fed in all.

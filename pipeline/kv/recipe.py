@@ -26,6 +26,7 @@ from pipeline.kv.recipe_signals import (
     SoFar,
     Window,
 )
+from pipeline.kv.rewriting import Rewriting
 from pipeline.schema import Section
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Types(Section):
     v: KvType = "f16"
 
 
-class PolicyRecipe(Section):
+class PolicyRecipe(Rewriting):
     """A policy up to its budget, and where it comes from."""
 
     paper: str
@@ -259,8 +260,8 @@ class PolicyRecipe(Section):
             for layer in cut.skip if cut else ():
                 if layer >= layers:
                     yield f"{name}.skip: layer {layer}, but the model's layers are 0 to {layers - 1}"
-            if cut and (short := build.too_small(cut, budget, layers)):
-                yield f"{name}: {short}"
+            if cut and (short := build.too_small(cut, self.room_for_text(budget), layers)):
+                yield f"{name}: {short}{self.reserved(budget)}"
         if self.evicted == "host" and (short := build.too_few(self.decode, budget)):
             yield f"decode: {short}"
         if self.narrow and budget <= self.narrow.keep.sinks + int(self.narrow.keep.recent):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.kv import recipe
+from pipeline.kv import recipe, rewriting
 
 SIGNALS = {
     recipe.KeyNorm: lambda by: "long keys" if by.high else "short keys",
@@ -35,7 +35,9 @@ def composition(source: recipe.PolicyRecipe) -> str:
         parts.append(f"prompt's end: {_cut(source.prefill)}")
     if source.decode:
         when = "always" if source.online else "from the prompt's end on"
-        parts.append(f"{when}: {_cut(source.decode)}")
+        parts.append(f"{when}: {_cut(source.decode, source.summary)}")
+    if source.rebuild == "reprefill":
+        parts.append("survivors computed again")
     if source.evicted == "host":
         parts.append("what goes lives on in host memory" + (" and may come back" if source.decode.score else ""))
     parts.append(f"{_positions(source.positions)} positions")
@@ -44,12 +46,23 @@ def composition(source: recipe.PolicyRecipe) -> str:
     return " | ".join(parts if source.budgeted else ["everything", *parts])
 
 
-def _cut(cut: recipe.CutRecipe) -> str:
+def _cut(cut: recipe.CutRecipe, summary: rewriting.Summary | None = None) -> str:
     size = SIZES[type(cut.sizes)](cut.sizes)
     if cut.drop:
         size += f", then {cut.drop:g} of it dropped at once"
     skip = f", layers {', '.join(map(str, cut.skip))} whole" if cut.skip else ""
-    return f"{' + '.join([*_kept(cut.keep), *_chosen(cut.score)])} = {size}{skip}"
+    parts = [*_kept(cut.keep), *_chosen(cut.score)]
+    if summary:
+        parts.insert(1 if cut.keep.sinks else 0, _summary(summary))
+    return f"{' + '.join(parts)} = {size}{skip}"
+
+
+def _summary(summary: rewriting.Summary) -> str:
+    if summary.mode == "none":
+        return f"nothing({_number(summary.tokens)})"
+    author = "the model's" if summary.mode == "model" else "sentences"
+    way = "" if summary.reinsert == "rebuild" else ", put in by a shift"
+    return f"summary({_number(summary.tokens)}, {author}, every {_number(summary.after)} evicted{way})"
 
 
 def _kept(keep: recipe.Keep) -> list[str]:

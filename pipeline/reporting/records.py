@@ -177,6 +177,7 @@ class Timing(Record):
     tpot_ms_p95: Measured
     tokens_per_second: Measured
     ratio_to_full: Measured
+    summary: dict[str, Measured] | None = None  # seconds that summaries took, and their share of all
 
 
 class Kept(Record):
@@ -209,6 +210,7 @@ class BenchRow(Record):
     host_bytes: Measured = Measure(value=0)
     quality: Kept
     timing: Timing
+    summary: dict[str, Measured] | None = None  # what summaries took and gave, a document
     recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
     dialogue_recall: DialogueRecall | None = None
     kept: list[list[float]] = Field(default_factory=list)  # layer by stretch of the prompt: the share that is kept

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.benching.stopwatch import timed
+from pipeline.engines import opening
 from pipeline.engines.llama import codec
 from pipeline.engines.llama.kv import Flash, LlamaKvEngine, LlamaLayer
 from pipeline.engines.llama.state import LayerState
@@ -80,7 +81,7 @@ def opened(engines: Engines, case: Case, prompt: int, tokens: int) -> Iterator[O
     engine, clock = engines.of(case.flash), Counter()
     cache = TimedEngine(engine, clock).cache(room(engine, case.policy, prompt, prompt + tokens))
     try:
-        yield Open(Stream(engine, cache, case.policy), cache, clock)
+        yield Open(opening.opened(engine, cache, case.policy), cache, clock)
     finally:
         cache.close()
 

@@ -1,0 +1,106 @@
+"""Writers of summaries: the model itself, in a context of its own, or a choice of the text's own sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline import prompts
+from pipeline.engines import greedy
+from pipeline.engines.cache import Cache, KvEngine, Room
+from pipeline.engines.stream import Stream
+from pipeline.engines.summary import sentences
+from pipeline.engines.summary.ledger import Passage
+from pipeline.errors import UserError
+from pipeline.kv.policy import Policy
+from pipeline.kv.precision import F16, Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+INSTRUCTION = (
+    "你负责压缩一段对话的记录。把已有摘要和新内容合并成一段摘要，保留人物、症状、时间、用药和数字，"
+    "不超过{most}个字。只写摘要本身。"
+)
+OLD, NEW = "已有摘要：", "新内容："
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer gave, and what it took."""
+
+    ids: tuple[int, ...]  # of plain text; none, or more than were allowed, if it failed
+    computed: int = 0  # tokens that went through the model
+    attended: int = 0  # entries that they saw, all layers added up
+    predicted: int = 0
+    kv_bytes: int = 0  # of its own cache, at its fullest
+    kind: str = ""  # type of that cache
+
+
+class Writer(Protocol):
+    """Makes a new summary of the old one and what was evicted since."""
+
+    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
+        """Return at most ``most`` tokens; none or more mean that it found no summary."""
+
+
+@dataclass(frozen=True)
+class Extractive:
+    """Keeps the sentences that weigh most, word for word."""
+
+    words: PreTrainedTokenizerBase
+
+    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
+        """Return sentences of both, in text order."""
+        return Written(sentences.best(self.words, [old, evicted], most))
+
+
+@dataclass(frozen=True)
+class ModelWriter:
+    """Asks the model, greedily, in a small cache that is gone afterwards: the main one is not touched."""
+
+    engine: KvEngine
+    words: PreTrainedTokenizerBase
+    precision: Precision  # taken where model and engine can hold it; else the engine's default
+
+    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
+        """Return the answer without its thoughts; an answer that does not end within ``most`` tokens is too long."""
+        prompt = prompts.prompt_ids(self.words, self._request(old.ids, evicted.ids, most))
+        cache, precision = self._cache(len(prompt) + most + 1)
+        stop = prompts.end_of_turn_id(self.words)
+        try:
+            stream = Stream(self.engine, cache, Policy(precision=precision))
+            given = greedy.decode(stream, stream.feed(prompt)[-1], most + 1, stop)
+            return Written(
+                ids=tuple(given if given[-1] != stop else self._plain(given[:-1])),
+                computed=stream.seen,
+                attended=stream.attended,
+                predicted=len(given),
+                kv_bytes=cache.kv_bytes(),
+                kind=precision.k,
+            )
+        finally:
+            cache.close()
+
+    def _request(self, old: Sequence[int], evicted: Sequence[int], most: int) -> list[prompts.Message]:
+        parts = [f"{OLD}\n{prompts.transcript(self.words, old)}"] if old else []
+        parts.append(f"{NEW}\n{prompts.transcript(self.words, evicted)}")
+        return [
+            {"role": "system", "content": INSTRUCTION.format(most=most)},
+            {"role": "user", "content": "\n\n".join(parts)},
+        ]
+
+    def _plain(self, answer: Sequence[int]) -> list[int]:
+        """Return an answer as plain text on a line of its own, without control tokens."""
+        text = prompts.answer_text(self.words, answer)
+        return prompts.text_ids(self.words, f"{text}\n") if text else []
+
+    def _cache(self, cells: int) -> tuple[Cache, Precision]:
+        room = Room((cells,) * self.engine.shape.layers, self.precision, prefill=True)
+        if not list(self.precision.problems(self.engine.shape)):
+            try:
+                return self.engine.cache(room), self.precision
+            except UserError:
+                pass  # this engine stores nothing of the kind
+        return self.engine.cache(Room(room.cells, F16, prefill=True)), F16
