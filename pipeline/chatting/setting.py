@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.engines.stream import Stream
     from pipeline.kv.policy import Policy
 
-DEFAULT_POLICY = "snapkv_lite_cpu"
+DEFAULT_POLICY = "ssskv_lite"
 DEFAULT_BUDGET = 1024
 WHOLE = 4096  # most tokens of a conversation of which all are kept: its cache is allocated at the start
 
