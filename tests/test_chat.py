@@ -22,7 +22,8 @@ from .chats import BUDGET, LINES, REPLY, SLACK, say, source
 
 pytest_plugins = ["tests.llama_kv_models"]
 
-STREAMING = [DEFAULT_POLICY, "streaming_llm", "h2o", "semantic_block", "tova_pyramid", "lm_infinite"]
+SUMMARISING = "streaming_summary"
+STREAMING = [DEFAULT_POLICY, "streaming_llm", SUMMARISING, "h2o", "semantic_block", "tova_pyramid", "lm_infinite"]
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 from .chats import BUDGET, LINES, LONG, say, source
 
-POLICIES = [DEFAULT_POLICY, "streaming_llm", "tova_pyramid", "h2o", "treekv", "scissorhands", "kv_q8_0"]
+POLICIES = [DEFAULT_POLICY, "streaming_llm", "ssskv_lite", "tova_pyramid", "h2o", "treekv", "scissorhands", "kv_q8_0"]
 
 pytest_plugins = ["tests.llama_kv_models"]
 
