@@ -32,6 +32,16 @@ DRAFTED = {
 }
 
 
+SUMMED = {
+    "made": measure(4.0),
+    "failures": measure(8.0),
+    "fallbacks": measure(4.0),
+    "entries": measure(61.0),
+    "waiting": measure(17.0),
+    "kv_bytes_peak": measure(576_000.0),
+}
+
+
 @pytest.fixture
 def results(params, tmp_path, monkeypatch) -> Params:
     """A working directory that holds the JSON of a whole run; returns its params."""
@@ -48,6 +58,18 @@ def test_what_was_not_measured_has_no_table(results):
     for page in pages(results):
         assert "conversations at depth" not in page
         assert "Lossless" not in page
+        assert "Summaries at" not in page
+
+
+def test_what_summaries_took_and_gave_is_shown(results):
+    bend(BENCH, "rows", 6, "summary", value=SUMMED)
+    bend(BENCH, "rows", 6, "timing", "summary", value={"share": measure(0.1234)})
+    markdown, html = pages(results)
+    assert "### Summaries at depth 512" in markdown
+    assert re.search(
+        r"\| streaming_llm \| +256 \| +4\.0 \| +8\.0 \| +4\.0 \| +61 \| +17 \| +0\.58 \| +12\.3 \|", markdown
+    )
+    assert "Summaries at depth 512" in html
 
 
 def test_recall_in_conversations_is_shown_by_policy(results):

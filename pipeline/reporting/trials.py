@@ -1,4 +1,4 @@
-"""Tables that a KV benchmark may have besides its policies: recall in dialogues, lossless decoding."""
+"""Tables that a KV benchmark may have besides its policies: summaries, recall in dialogues, lossless decoding."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ DIALOGUES_NOTE = (
     "whose opening is given. KV bytes are the mean over the tokens fed, without a prompt that is read whole and then "
     "cut; brackets are 95 % intervals."
 )
+SUMMARIES = "Summaries at depth {depth}"
+SUMMARIES_NOTE = (
+    "Means over the documents, prompt and continuation. A summary fails if it is empty or does not end within its "
+    "room; after two failures in a row whole sentences of the text take its place. Time is of summaries and of what is "
+    "computed again behind them, as a share of the row’s whole time. The writer’s own cache is held only while it "
+    "writes, and is not part of the row’s KV bytes."
+)
 LOSSLESS = "Lossless decoding at depth {depth}"
 LOSSLESS_NOTE = (
     "A policy drafts and full KV verifies, all in blocks of one size: the text is full KV’s own greedy text, scored in "
@@ -27,12 +34,35 @@ LOSSLESS_NOTE = (
 def tables(bench: Bench) -> list[tuple[str, Table, str]]:
     """Return heading, table and note of each that was measured."""
     asked = sorted((row for row in bench.rows if row.dialogue_recall), key=lambda row: row.policy != FULL)
+    summed = [row for row in bench.rows if row.summary and row.depth == max(row.depth for row in bench.rows)]
     found = []
+    if summed:
+        found.append((SUMMARIES.format(depth=summed[0].depth), summaries(summed), SUMMARIES_NOTE))
     if asked:
         found.append((DIALOGUES.format(depth=asked[0].depth), dialogues(asked), DIALOGUES_NOTE))
     if bench.lossless:
         found.append((LOSSLESS.format(depth=bench.lossless[0].depth), lossless(bench.lossless), LOSSLESS_NOTE))
     return found
+
+
+def summaries(rows: Sequence[BenchRow]) -> Table:
+    """Return what summaries took and gave under each policy that makes any."""
+
+    def mean(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
+        return lambda row: measured(row.summary[name], digits, scale)
+
+    columns = [
+        words("Policy", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep, the summary’s among them"),
+        Column("Made", mean("made", 1), "summaries that entered the cache"),
+        Column("Failed", mean("failures", 1), "times that the writer gave nothing, or too much", "lower"),
+        Column("Sentences instead", mean("fallbacks", 1), "summaries of sentences after two failures", "lower"),
+        Column("Entries", mean("entries", 0), "of the summary, at the end"),
+        Column("Waiting", mean("waiting", 0), "evicted tokens that no summary covers yet, at the end"),
+        Column("Writer’s KV, MB", mean("kv_bytes_peak", 2, 1 / MEGABYTE), "its own cache at its fullest", "lower"),
+        Column("Time, %", lambda row: measured(row.timing.summary["share"], 1, 100), "of the row’s time", "lower"),
+    ]
+    return build(columns, rows)
 
 
 def dialogues(rows: Sequence[BenchRow]) -> Table:
