@@ -6,6 +6,7 @@ import pytest
 
 from pipeline import io, report
 from pipeline.config import Params
+from pipeline.metrics.measure import measure
 from pipeline.reporting import answers, kv, page, verdict
 from pipeline.reporting.headline import headline
 from pipeline.reporting.load import load
@@ -78,6 +79,12 @@ def test_a_row_without_recall_is_not_chosen_where_full_kv_has_it(results):
     assert choice.name is None
     assert choice.reason.startswith("No policy stays that close to full KV")
     report.main(results)
+
+
+def test_recall_that_full_kv_lacks_too_is_said_to_tell_nothing(results):
+    for index in range(4, 8):
+        bend("eval/bench/Q4_K_M.json", "rows", index, "recall", value={"pairs": {"seen": measure(0.0, n=4)}})
+    assert "which tells nothing" in verdict.long_conversation(load(results)).reason
 
 
 def test_without_recall_the_rule_is_of_perplexity_alone(results):

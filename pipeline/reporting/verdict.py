@@ -180,6 +180,8 @@ def _row(row: BenchRow | None, full: BenchRow) -> str:
     speed = plain(row.timing.ratio_to_full.value, 2)
     own, whole = late_recall(row), late_recall(full)
     recall = "" if own is None or whole is None else f"recall {percent(own)} beside {percent(whole)}, "
+    if whole == 0:
+        recall += "which tells nothing, since full KV recalls nothing either, "
     return (
         f"{percent(saving)} fewer KV bytes at a depth of {full.depth} tokens; "
         f"perplexity {percent(loss, 1, True)}, {recall}{speed} × the speed of full KV"
