@@ -11,7 +11,6 @@ from pipeline import prompts, recipes
 from pipeline.chatting import commands, terminal, transcript
 from pipeline.chatting.session import FULL, STOPPED, TOO_LONG
 from pipeline.chatting.setting import DEFAULT_POLICY
-from pipeline.chatting.talk import Talk
 from pipeline.engines import greedy
 from pipeline.engines.stream import Stream, room
 from pipeline.errors import UserError
@@ -20,30 +19,11 @@ from pipeline.kv.policy import FULL as FULL_KV
 
 from .chats import BUDGET, LINES, REPLY, SLACK, say, source
 
-pytest_plugins = ["tests.llama_kv_models"]
+pytest_plugins = ["tests.llama_kv_models", "tests.chats"]
+pytestmark = pytest.mark.usefixtures("state_home")
 
 SUMMARISING = "streaming_summary"
 STREAMING = [DEFAULT_POLICY, "streaming_llm", SUMMARISING, "h2o", "semantic_block", "tova_pyramid", "lm_infinite"]
-
-
-@pytest.fixture(autouse=True)
-def _state_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def talking(llama, kv_gguf, tokenizer):
-    """A function that opens a talk under a policy; all are closed in the end."""
-    opened = []
-
-    def open_(policy: str = DEFAULT_POLICY, **changes) -> Talk:
-        model = source(llama, kv_gguf, tokenizer, **changes)
-        opened.append(Talk(model, model.setting(policy, BUDGET)))
-        return opened[-1]
-
-    yield open_
-    for one in opened:
-        one.close()
 
 
 def test_the_stream_has_read_what_the_chat_format_renders(talking, llama, tokenizer):

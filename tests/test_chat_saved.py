@@ -12,35 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.chatting import commands, saved, transcript, tree
 from pipeline.chatting.setting import DEFAULT_POLICY
-from pipeline.chatting.talk import Talk
 from pipeline.engines.snapshot import Checkpoint
 from pipeline.errors import UserError
 
-from .chats import BUDGET, LINES, LONG, say, source
+from .chats import LINES, LONG, say
 
 POLICIES = [DEFAULT_POLICY, "streaming_llm", "ssskv_lite", "tova_pyramid", "h2o", "treekv", "scissorhands", "kv_q8_0"]
 
-pytest_plugins = ["tests.llama_kv_models"]
-
-
-@pytest.fixture(autouse=True)
-def _state_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def talking(llama, kv_gguf, tokenizer):
-    """A function that opens a talk as a new process would; all are closed in the end."""
-    opened = []
-
-    def open_(policy: str = DEFAULT_POLICY) -> Talk:
-        model = source(llama, kv_gguf, tokenizer)
-        opened.append(Talk(model, model.setting(policy, BUDGET)))
-        return opened[-1]
-
-    yield open_
-    for one in opened:
-        one.close()
+pytest_plugins = ["tests.llama_kv_models", "tests.chats"]
+pytestmark = pytest.mark.usefixtures("state_home")
 
 
 @pytest.fixture
