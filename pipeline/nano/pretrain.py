@@ -25,6 +25,7 @@ from pipeline.io import atomic_dir
 from pipeline.nano import corpus, tokenizer
 from pipeline.nano.batches import LINKS, Batch, NaturalText, RowWriter
 from pipeline.nano.model import CausalLM, ModelConfig
+from pipeline.nano.muon import Muon
 from pipeline.runtime import cpu_has_bf16
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Run:
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
         muon, adamw = self.settings["muon"], self.settings["adamw"]
         return [
-            torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **muon),
+            Muon(matrices, **muon, dtype=torch.bfloat16 if cpu_has_bf16() else torch.float32),
             torch.optim.AdamW(others, lr=adamw["lr"], betas=tuple(adamw["betas"]), weight_decay=0.0, fused=True),
         ]
 
