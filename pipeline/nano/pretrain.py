@@ -144,6 +144,7 @@ def main(recipe: dict) -> None:
     """Train to the recipe's end; a run that was stopped goes on from its last checkpoint."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     run = Run(recipe)
+    run.folder.mkdir(parents=True, exist_ok=True)
     if (run.folder / "last").is_dir():
         run.resume("last")
     forward = torch.compile(run.model, dynamic=False)
