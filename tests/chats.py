@@ -1,14 +1,12 @@
-"""Conversations with the tiny models: sessions, and what is read of them."""
+"""What conversations with the tiny models are made of: sizes, lines, the model as a talk needs it, replies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from pipeline.chatting.session import Session, Voice
-from pipeline.chatting.setting import DEFAULT_POLICY, Model
-from pipeline.chatting.talk import Source, Talk
+from pipeline.chatting.setting import Model
+from pipeline.chatting.talk import Source
 from pipeline.engines.llama import library
 
 BUDGET, SLACK, REPLY = 64, 8, 12
@@ -25,24 +23,3 @@ def source(engine, gguf, tokenizer, most: int = REPLY, spell: Callable[[int], by
 def say(session: Session, *lines: str) -> list[str]:
     """Return the replies to some messages."""
     return ["".join(session.reply(line)) for line in lines]
-
-
-@pytest.fixture
-def state_home(tmp_path, monkeypatch):
-    """Conversations are kept in the test's own folder."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def talking(llama, kv_gguf, tokenizer, state_home):
-    """A function that opens a talk under a policy, as a new process would; all are closed in the end."""
-    opened = []
-
-    def open_(policy: str = DEFAULT_POLICY, **changes) -> Talk:
-        model = source(llama, kv_gguf, tokenizer, **changes)
-        opened.append(Talk(model, model.setting(policy, BUDGET)))
-        return opened[-1]
-
-    yield open_
-    for one in opened:
-        one.close()

@@ -19,7 +19,7 @@ from pipeline.kv.policy import FULL as FULL_KV
 
 from .chats import BUDGET, LINES, REPLY, SLACK, say, source
 
-pytest_plugins = ["tests.llama_kv_models", "tests.chats"]
+pytest_plugins = ["tests.llama_kv_models", "tests.talks"]
 pytestmark = pytest.mark.usefixtures("state_home")
 
 SUMMARISING = "streaming_summary"

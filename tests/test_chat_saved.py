@@ -19,7 +19,7 @@ from .chats import LINES, LONG, say
 
 POLICIES = [DEFAULT_POLICY, "streaming_llm", "ssskv_lite", "tova_pyramid", "h2o", "treekv", "scissorhands", "kv_q8_0"]
 
-pytest_plugins = ["tests.llama_kv_models", "tests.chats"]
+pytest_plugins = ["tests.llama_kv_models", "tests.talks"]
 pytestmark = pytest.mark.usefixtures("state_home")
 
 
