@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.engines.llama import library
 from pipeline.quant import gguf
 from pipeline.quant.recipe import GgufRecipe
 
@@ -26,3 +27,10 @@ def tiny_gguf(tiny_model_dir, params, tmp_path_factory):
         return task.out / f"{task.name}.gguf"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def model(tiny_gguf):
+    """The tiny model loaded by llama.cpp, F32."""
+    with library.loaded(tiny_gguf("F32")) as loaded:
+        yield loaded

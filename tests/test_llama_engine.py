@@ -42,12 +42,6 @@ def open_gguf(tiny_gguf):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_gguf):
-    with library.loaded(tiny_gguf("F32")) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
 def reference(tiny_model_dir):
     """A function from ids to transformers' float32 logits."""
     import torch

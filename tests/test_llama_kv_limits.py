@@ -21,7 +21,7 @@ from pipeline.kv.policy import FULL
 from pipeline.kv.precision import Precision
 
 from .llama_kv_runs import F32, LAYERS, random_ids, small
-from .test_llama_state import WIDTH, write_gguf
+from .one_layer import WIDTH, write_gguf
 
 pytest_plugins = ["tests.llama_kv_models"]
 

@@ -18,12 +18,6 @@ TOKENS = 60
 
 
 @pytest.fixture(scope="module")
-def model(tiny_gguf):
-    with library.loaded(tiny_gguf("F32")) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
 def ids() -> list[int]:
     return np.random.default_rng(6).integers(0, 500, TOKENS).tolist()
 
