@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import pytest
 
 from pipeline.engines.llama import library
-from pipeline.quant import gguf
-from pipeline.quant.recipe import GgufRecipe
 
-from .quantizing import job
+from .quantizing import gguf_files
 
 
 @pytest.fixture(scope="session")
 def tiny_gguf(tiny_model_dir, params, tmp_path_factory):
     """A function that returns the path of the tiny model in a GGUF file type."""
-    folder = tmp_path_factory.mktemp("tiny-gguf")
-
-    @cache
-    def make(file_type: str) -> Path:
-        recipe = GgufRecipe(family="gguf", file_type=file_type, summary="a test")
-        task = job(tiny_model_dir, params, recipe, folder / file_type, [], encoding=file_type)
-        gguf.make(task)
-        return task.out / f"{task.name}.gguf"
-
-    return make
+    return gguf_files(tiny_model_dir, params, tmp_path_factory.mktemp("tiny-gguf"))
 
 
 @pytest.fixture(scope="session")

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Params, Runtime
+from pipeline.config import Runtime
 from pipeline.engines.llama.kv import LlamaKvEngine
-from pipeline.quant import gguf
-from pipeline.quant.recipe import GgufRecipe
 
 from .llama_kv_runs import EXACT, LAYERS
-from .quantizing import job, random_model
+from .quantizing import gguf_files, random_model
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +34,7 @@ def kv_model_dir(tiny_model_dir, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def kv_gguf(kv_model_dir, params, tmp_path_factory) -> Path:
     """The same weights in a GGUF file, f32."""
-    return written(kv_model_dir, params, tmp_path_factory.mktemp("kv-gguf"))
+    return gguf_files(kv_model_dir, params, tmp_path_factory.mktemp("kv-gguf"))("F32")
 
 
 @pytest.fixture(scope="session")
@@ -48,16 +46,10 @@ def narrow_gguf(tiny_model_dir, params, tmp_path_factory):
         folder = tmp_path_factory.mktemp("narrow")
         sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32}
         depth = {"num_hidden_layers": layers, "layer_types": ["full_attention"] * layers, "initializer_range": 0.2}
-        return written(random_model(folder / "model", tiny_model_dir, **sizes, **depth), params, folder)
+        model = random_model(folder / "model", tiny_model_dir, **sizes, **depth)
+        return gguf_files(model, params, folder)("F32")
 
     return make
-
-
-def written(directory: Path, params: Params, folder: Path) -> Path:
-    """Return a model directory as a GGUF file, f32."""
-    task = job(directory, params, GgufRecipe(family="gguf", file_type="F32", summary="a test"), folder / "F32", [])
-    gguf.make(task)
-    return task.out / f"{task.name}.gguf"
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from pipeline import io, models, prompts
 from pipeline.config import Params
+from pipeline.quant import gguf
 from pipeline.quant.job import Job
-from pipeline.quant.recipe import Recipe
+from pipeline.quant.recipe import GgufRecipe, Recipe
 
 SOURCE = {"source": "hub", "name": "MedChatZH", "license": "research", "repo": "tyang816/MedChatZH", "revision": "1a2b"}
 
@@ -32,3 +35,16 @@ def random_model(directory: Path, like: Path, **changes) -> Path:
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
     prompts.load_tokenizer(like).save_pretrained(directory)
     return directory
+
+
+def gguf_files(model: Path, params: Params, folder: Path) -> Callable[[str], Path]:
+    """Return a function from a GGUF file type to the model's file of it in ``folder``, made when first asked for."""
+
+    @cache
+    def make(file_type: str) -> Path:
+        recipe = GgufRecipe(family="gguf", file_type=file_type, summary="a test")
+        task = job(model, params, recipe, folder / file_type, [], encoding=file_type)
+        gguf.make(task)
+        return task.out / f"{task.name}.gguf"
+
+    return make

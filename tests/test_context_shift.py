@@ -27,7 +27,7 @@ def shifted(gguf, full: int, discard: int) -> np.ndarray:
         for token in IDS:
             if past == full:
                 context.remove(KEEP, KEEP + discard)
-                context.shift(KEEP + discard, past, -discard)
+                library.api().llama_memory_seq_add(context._memory, 0, KEEP + discard, past, -discard)
                 past -= discard
             logits.append(context.decode([token], [past])[0].copy())
             past += 1

@@ -31,12 +31,6 @@ def test_same_seed_same_tasks_and_a_task_does_not_depend_on_how_many(tokenizer, 
     assert few != recall.tasks(tokenizer, kind, 256, 2, seed=4)
 
 
-def test_marks_depths_beyond_training(tokenizer):
-    (near,), (far,) = (recall.tasks(tokenizer, "pairs", depth, 1, 0) for depth in (2048, 2100))
-    assert near.trained
-    assert not far.trained
-
-
 def test_phrasings_of_test_and_training_are_disjoint():
     training, test = pools().training, pools().test
     for part in ("facts", "records", "questions"):

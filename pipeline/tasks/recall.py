@@ -22,7 +22,6 @@ from pipeline.tasks.pools import pools
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TRAINED_DEPTH = 2048  # tokens; the longest context that the embedded base was trained on
 LEAST_DEPTH = 128
 EARLY = 0.5  # the facts asked for lie in this first part of the context
 NEEDLES = 8
@@ -48,11 +47,6 @@ class RecallTask:
     def tokens(self) -> int:
         """How many tokens answer it."""
         return len(self.answer_ids)
-
-    @property
-    def trained(self) -> bool:
-        """Whether the embedded base was trained on contexts of this length."""
-        return len(self.prompt_ids) <= TRAINED_DEPTH
 
 
 def tasks(tokenizer: PreTrainedTokenizerBase, kind: str, depth_tokens: int, n: int, seed: int) -> list[RecallTask]:

@@ -162,20 +162,10 @@ class Chain:
         """Append tokens to the last part, hidden states float32 [n, width] in; return logits like :meth:`decode`."""
         return self._scored(states, positions, wanted, range(len(self.layers) - 1, len(self.layers)))
 
-    def clear(self) -> None:
-        """Forget everything."""
-        for context in self.contexts:
-            context.clear()
-
     def remove(self, start: int, stop: int) -> None:
         """Drop the entries at positions [start, stop) in every part."""
         for context in self.contexts:
             context.remove(start, stop)
-
-    def shift(self, start: int, stop: int, delta: int) -> None:
-        """Move the entries at positions [start, stop) by ``delta`` in every part."""
-        for context in self.contexts:
-            context.shift(start, stop, delta)
 
     def kv_bytes(self, entries: Sequence[int]) -> int:
         """Return the measured bytes of keys and values, with as many entries in each part as ``entries`` says."""

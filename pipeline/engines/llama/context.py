@@ -1,4 +1,4 @@
-"""A llama.cpp context: tokens at positions in, logits out, and a KV cache that can be cut, shifted and copied."""
+"""A llama.cpp context: tokens at positions in, logits out, and a KV cache that can be cut and copied."""
 
 from __future__ import annotations
 
@@ -150,12 +150,6 @@ class Context:
         """Drop the entries at positions [start, stop)."""
         if not self._llama.llama_memory_seq_rm(self._memory, sequence, start, stop):
             raise RuntimeError(f"this model's cache cannot drop positions {start} to {stop} alone")
-
-    def shift(self, start: int, stop: int, delta: int, sequence: int = 0) -> None:
-        """Move the entries at positions [start, stop) by ``delta``; their keys are rotated before the next decode."""
-        if not self._llama.llama_memory_can_shift(self._memory):
-            raise RuntimeError("this model's positions cannot be shifted")
-        self._llama.llama_memory_seq_add(self._memory, sequence, start, stop, delta)
 
     def state(self, sequence: int = 0) -> np.ndarray:
         """Return a copy of a sequence's cache as bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -109,16 +109,6 @@ def tokenize(model: Any, text: str, *, parse_special: bool = True) -> list[int]:
     if count < 0:
         raise RuntimeError(f"llama_tokenize asks for {-count} ids for {len(data)} bytes")
     return list(ids[:count])
-
-
-def detokenize(model: Any, ids: Sequence[int]) -> str:
-    """Return the text of token ids, control tokens included; bytes that are not UTF-8 become U+FFFD."""
-    vocab = api().llama_model_get_vocab(model)
-    tokens = (ctypes.c_int32 * len(ids))(*ids)
-    size = -api().llama_detokenize(vocab, tokens, len(ids), None, 0, False, True)
-    text = ctypes.create_string_buffer(max(size, 1))
-    written = api().llama_detokenize(vocab, tokens, len(ids), text, size, False, True)
-    return text.raw[: max(written, 0)].decode(errors="replace")
 
 
 def token_bytes(model: Any, token: int) -> bytes:

@@ -21,11 +21,6 @@ VOCABULARY = 32  # rows of the zeros that stand for embedding and output head wh
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 
 
-def split(gguf: Path, bounds: Sequence[int], folder: Path, gapped: bool = False) -> list[Path]:
-    """Write the layers of a GGUF file as parts and return their paths: see :meth:`Source.split`."""
-    return Source(gguf).split(bounds, folder, gapped)
-
-
 class Embedding:
     """The token embedding of a model: ids to the hidden states that enter the first layer."""
 
@@ -74,9 +69,8 @@ class Source:
 
         Parts are fed hidden states, the first one those of :meth:`embedding`. The tensors of a layer are copied as
         they are stored. Only the last part has the vocabulary and the output head: logits of the others say nothing
-        and cost nothing. ``gapped`` gives parts whose positions may have gaps, with the same logits; their entries
-        cannot be shifted. Raises ValueError for bounds that are not layers in order, UserError for ``gapped`` with
-        an architecture that has no such form.
+        and cost nothing. ``gapped`` gives parts whose positions may have gaps, with the same logits. Raises ValueError
+        for bounds that are not layers in order, UserError for ``gapped`` with an architecture that has no such form.
         """
         if gapped and self._architecture not in GAPPED:
             raise UserError(
