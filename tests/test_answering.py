@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
+import torch
 from tqdm import tqdm
 
 from pipeline import bench, evaluate, io, prompts
-from pipeline.benching import answering, plan
+from pipeline.benching import answering, lossless, plan
 from pipeline.benching.prompts import Prompts
+from pipeline.benching.trial import Document
 from pipeline.config import Answers
+from pipeline.engines import greedy
 from pipeline.engines.llama import library
 from pipeline.engines.llama.context import Context
 from pipeline.engines.llama.kv import LlamaKvEngine
+from pipeline.kv.policy import FULL
 
 from .bench_runs import ANSWERED, with_bench
 
 pytest_plugins = ["tests.gguf_models", "tests.bench_inputs"]
 
-NAMES = ("streaming_llm", "snapkv", "h2o_online", "pyramidkv", "streaming_summary_extractive")
-BUDGET, SLACK = 40, 8
+NAMES = ("streaming_llm", "snapkv", "h2o_online", "pyramidkv")
+BUDGET = 40
 
 
 @pytest.fixture
@@ -60,11 +67,14 @@ def test_every_token_is_held_or_evicted(engine, planned, samples):
         assert one["answer"] == greedy_text(planned, sample)
     for row in others:
         for one, sample in zip(row["answers"], samples, strict=True):
-            entries, evicted = one["entries"]["value"], one["evicted"]["value"]
-            assert evicted > 0, row["policy"]
-            assert len(sample.prompt_ids) <= entries + evicted
-            if row["policy"] not in ("streaming_summary_extractive",):  # whose entries are not all of the text
-                assert entries + evicted < len(sample.prompt_ids) + sample.tokens
+            fed = one["entries"]["value"] + one["evicted"]["value"]
+            assert one["evicted"]["value"] > 0, row["policy"]
+            assert len(sample.prompt_ids) <= fed < len(sample.prompt_ids) + sample.tokens
+
+
+def test_entries_of_a_summary_stand_for_no_token():
+    layers = [torch.tensor([[-2, -1, 0, 9]] * 2), torch.tensor([[-1, 7, 8, 9]] * 2)]
+    assert answering.evicted(SimpleNamespace(seen=10, origins=lambda: layers)) == 7.5
 
 
 def test_no_policies_answer_nothing(engine, workplace, params, samples):
@@ -74,14 +84,12 @@ def test_no_policies_answer_nothing(engine, workplace, params, samples):
 
 
 def test_the_end_of_turn_ends_an_answer(engine, planned, samples):
-    case = planned.answering[0]
-    shared = Prompts(engine, samples[0].prompt_ids, [case.policy])
-    whole = answering.answer(engine, case.policy, samples[0], shared, planned.words)
-    first = planned.words(whole["answer"], add_special_tokens=False)["input_ids"][0]
-    stopped = answering.Sample(samples[0].id, samples[0].prompt_ids, samples[0].tokens, stop=first)
-    cut = answering.answer(engine, case.policy, stopped, shared, planned.words)
-    assert cut["entries"]["value"] == len(samples[0].prompt_ids)
-    assert whole["entries"]["value"] > cut["entries"]["value"]
+    prompt = samples[0].prompt_ids
+    shared = Prompts(engine, prompt, [FULL])
+    with lossless.reading(engine, FULL, Document(prompt, ()), shared, 1) as (_, logits):
+        ending = replace(samples[0], stop=greedy.best(logits))
+    found = answering.answer(engine, FULL, ending, shared, planned.words)
+    assert found["entries"]["value"] == len(prompt)  # the only token of the answer is not fed
 
 
 def greedy_text(planned: plan.Plan, sample: answering.Sample) -> str:

@@ -74,7 +74,7 @@ def test_cells_that_do_not_fit_together_are_named(results):
 
 def test_answers_under_policies_to_other_samples_are_named(results):
     bend("eval/bench/Q4_K_M.json", "answers", 1, "answers", 0, "id", value="another")
-    with pytest.raises(UserError, match="answers to other samples than merged.json's; run `dvc repro bench@Q4_K_M`"):
+    with pytest.raises(UserError, match=r"answers to other samples than merged\.json's; run `dvc repro bench@Q4_K_M`"):
         report.main(results)
 
 
