@@ -24,8 +24,8 @@ from .bench_runs import ANSWERED, with_bench
 
 pytest_plugins = ["tests.gguf_models", "tests.bench_inputs"]
 
-NAMES = ("streaming_llm", "snapkv", "h2o_online", "pyramidkv")
-BUDGET = 40
+NAMES = ("streaming_llm", "snapkv", "h2o_online", "h2o")
+BUDGET = 36
 
 
 @pytest.fixture
