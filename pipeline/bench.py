@@ -3,7 +3,7 @@
 Reads artifacts/quantized/<encoding>, the tokenizer of artifacts/merged, data/chat/test.jsonl, recipes/kv and the scorer
 of BERT-F1; writes eval/bench/<encoding>.json. A repetition is one document: its prompt is prefilled, then its true
 continuation is decoded, so that speed, perplexity and divergence come of the same tokens. Then facts early in a long
-context and in a long conversation are asked for, and policies draft for full KV.
+context and in a long conversation are asked for, policies draft for full KV, and some answer evaluate's samples.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     from tqdm import tqdm
 
-    from pipeline.benching import conversing, lossless, machine, measuring, plan
+    from pipeline.benching import answering, conversing, lossless, machine, measuring, plan
     from pipeline.engines.llama.kv import LlamaKvEngine
     from pipeline.runtime import seed_torch
 
     path = gguf(encoding)
     planned = plan.plan(params.bench, path, MERGED, TEST, params.runtime.seed)
+    samples = answering.samples(planned.words, TEST, params.evaluate)
     if planned.dialogues:
         bert_f1.locate(bert_f1.read(params.evaluate.scorer))  # what is missing is told before any work is done
     seed_torch(params.runtime)
     with (
         stage.timed(f"bench@{encoding}"),
         LlamaKvEngine(path, params.runtime.threads) as engine,
-        tqdm(total=planned.trials, unit="trial", disable=None) as bar,
+        tqdm(total=planned.trials + len(samples) * len(planned.answering), unit="trial", disable=None) as bar,
     ):
         rows = measuring.rows(engine, params.bench, planned, bar)
         if planned.dialogues:
@@ -54,6 +55,7 @@ def main(params: Params, encoding: str) -> None:
             "settings": settings(params.bench, plan.continuation(params.bench)),
             "rows": rows,
             "lossless": lossless.rows(engine, params.bench, planned, bar),
+            "answers": answering.rows(engine, planned, samples, bar),
         }
         io.write_json(BENCH / f"{encoding}.json", result)
     log.info("bench: %d rows of %s in %s", len(result["rows"]), path.name, BENCH / f"{encoding}.json")
@@ -84,6 +86,7 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "recall": "seen: the question is read before the cut; unseen: after it",
         "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",
+        "answers": "greedy; evicted are the tokens fed whose entries are gone at the end, mean over layers and heads",
     }
 
 

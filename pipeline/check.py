@@ -42,11 +42,12 @@ def recipes_of(params: Params) -> Iterator[str]:
     from pipeline.quant import recipe
     from pipeline.reporting import references
 
+    bench = params.bench
     readers = [
         (models.read, [params.model]),
         (recipe.read, params.quantize.encodings),
         (bert_f1.read, [params.evaluate.scorer]),
-        (policy.read, dict.fromkeys((*params.bench.policies, *params.bench.lossless.policies))),
+        (policy.read, dict.fromkeys((*bench.policies, *bench.lossless.policies, *bench.answers.policies))),
         (references.read, references.names()),
     ]
     for read, names in readers:

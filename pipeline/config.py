@@ -116,6 +116,13 @@ class Lossless(Section):
     draft_tokens: Positive
 
 
+class Answers(Section):
+    """Which policies answer evaluate's samples, and the KV entries a layer that those with a budget may keep."""
+
+    policies: tuple[str, ...]
+    budget: Positive
+
+
 class Bench(Section):
     """The benchmark of quantised models on the CPU under KV-cache policies."""
 
@@ -131,6 +138,7 @@ class Bench(Section):
     recall_tasks: Annotated[int, Field(ge=0)]
     dialogue_tasks: Annotated[int, Field(ge=0)]
     lossless: Lossless
+    answers: Answers
 
 
 class Params(Section):
@@ -164,6 +172,7 @@ def _cross_checks(params: Params) -> Iterator[str]:
         "evaluate.scorer": ("scorers", [params.evaluate.scorer]),
         "bench.policies": ("kv", params.bench.policies),
         "bench.lossless.policies": ("kv", params.bench.lossless.policies),
+        "bench.answers.policies": ("kv", params.bench.answers.policies),
     }
     for key, (kind, names) in named.items():
         yield from (f"{key}: {problem}" for name in names if (problem := recipes.unknown(kind, name)))

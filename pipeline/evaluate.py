@@ -7,7 +7,6 @@ included, on the same token ids for every cell.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from pipeline.engines.engine import Engine, open_engine
 from pipeline.errors import UserError, nearest
 from pipeline.metrics import bert_f1, divergence, softmax, uncertainty
 from pipeline.metrics.measure import measure
+from pipeline.tasks import samples as sampled
 
 log = logging.getLogger(__name__)
 
@@ -151,9 +151,8 @@ def answer_shape(texts: Sequence[str], ended: Sequence[bool], seed: int) -> dict
 
 
 def samples(dialogues: Sequence[dict], texts: Sequence[str], count: int) -> list[dict]:
-    """Return the answers to ``count`` dialogues, chosen by the hash of their id: the same ones for every cell."""
-    order = sorted(range(len(dialogues)), key=lambda i: hashlib.blake2b(dialogues[i]["id"].encode()).digest())
-    chosen = [(dialogues[i], texts[i]) for i in order[:count]]
+    """Return the answers to the ``count`` sample dialogues."""
+    chosen = [(dialogues[i], texts[i]) for i in sampled.chosen(dialogues, count)]
     return [
         {
             "id": dialogue["id"],

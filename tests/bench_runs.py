@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import Lossless, Params
+from pipeline.config import Answers, Lossless, Params
 
 SETTINGS = {
     "encodings": ("Q4_0",),
@@ -29,7 +29,9 @@ SETTINGS = {
     "recall_tasks": 1,
     "dialogue_tasks": 2,
     "lossless": Lossless(policies=("streaming_llm", "kv_q4_0"), draft_tokens=3),
+    "answers": Answers(policies=("full", "streaming_llm", "snapkv", "kv_q4_0"), budget=40),
 }
+ANSWERED = {"dialogues": 30, "samples": 2, "max_new_tokens": 40}
 
 
 def chats(count: int) -> list[dict]:
@@ -48,4 +50,5 @@ def chats(count: int) -> list[dict]:
 
 def with_bench(params: Params, **changes) -> Params:
     """Return params of a small benchmark."""
-    return params.model_copy(update={"bench": params.bench.model_copy(update=SETTINGS | changes)})
+    bench = params.bench.model_copy(update=SETTINGS | changes)
+    return params.model_copy(update={"bench": bench, "evaluate": params.evaluate.model_copy(update=ANSWERED)})

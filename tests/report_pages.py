@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Params
+from pipeline.config import Answers, Params
 from tests import report_results
 
 
@@ -21,6 +21,7 @@ def few_cells(params: Params) -> Params:
             "policies": ("full", "recent_only", "streaming_llm", "snapkv"),
             "depths": (256, 512),
             "decode_tokens": 64,
+            "answers": Answers(policies=("streaming_llm", "snapkv"), budget=48),
         }
     )
     evaluate = params.evaluate.model_copy(update={"max_new_tokens": 192})

@@ -46,6 +46,7 @@ SAMPLES = [
     ("我最近总是失眠，怎么办？", "您好，建议睡前少看手机，规律作息，必要时请就医。"),
     ("小儿发热三天，伴有咳嗽，需要做哪些检查？", "建议查血常规和胸片，多饮水，体温超过38.5℃可服退热药。"),
 ]
+FORGOTTEN = {"full": "", "streaming_llm": "，忌辛辣"}  # what a policy adds to the answer of full KV
 TAILS = {"base": "的的的的是什么病什么病", "Q4_0": "，也可以喝一点酸枣仁茶", "W4A8": "，不必担心"}
 
 
@@ -219,6 +220,27 @@ def bench(name: str, params: Params) -> dict:
             row(policy, depth) | ({"recall": recall(policy)} if depth == max(params.bench.depths) else {})
             for depth in params.bench.depths
             for policy in params.bench.policies
+        ],
+        "answers": [
+            answered(name, policy, params.bench.answers.budget) for policy in ("full", *params.bench.answers.policies)
+        ],
+    }
+
+
+def answered(name: str, policy: str, budget: int) -> dict:
+    """Return the answers of an encoding to the samples under one policy."""
+    kept, evicted = (96, 0) if policy == "full" else (budget + 8, 88 - budget)
+    return {
+        "policy": policy,
+        "budget": None if policy == "full" else budget,
+        "answers": [
+            {
+                "id": one["id"],
+                "answer": one["answer"][:-1] + FORGOTTEN.get(policy, "") + "。",
+                "entries": measure(float(kept), unit="entries"),
+                "evicted": measure(float(evicted), unit="entries"),
+            }
+            for one in quality(name)["samples"]
         ],
     }
 

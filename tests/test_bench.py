@@ -18,9 +18,9 @@ from pipeline.engines.llama.kv import LlamaKvEngine
 from pipeline.kv import recipe as kv
 from pipeline.kv.precision import CacheShape, Precision
 from pipeline.reporting.records import Bench
-from pipeline.tasks import recall, text
+from pipeline.tasks import recall, samples, text
 
-from .bench_runs import SETTINGS, chats, with_bench
+from .bench_runs import ANSWERED, SETTINGS, chats, with_bench
 
 pytest_plugins = ["tests.gguf_models", "tests.bench_inputs"]
 
@@ -182,6 +182,23 @@ def test_lossless_decoding_is_full_kvs_own_text(result):
         assert timing["ratio_to_full"] == pytest.approx(timing["full_seconds"] / timing["seconds"], rel=1e-3)
 
 
+def test_evaluates_samples_are_answered_under_full_kv_and_under_policies(result):
+    given = {row["policy"]: row["answers"] for row in result["answers"]}
+    assert [(row["policy"], row["budget"]) for row in result["answers"]] == [
+        ("full", None),
+        ("streaming_llm", 40),
+        ("snapkv", 40),
+        ("kv_q4_0", None),
+    ]
+    chosen = samples.chosen(chats(40)[: ANSWERED["dialogues"]], ANSWERED["samples"])
+    assert all([one["id"] for one in answers] == [str(place) for place in chosen] for answers in given.values())
+    for one in given["full"] + given["kv_q4_0"]:
+        assert one["evicted"]["value"] == 0
+    for one, full in zip(given["streaming_llm"], given["full"], strict=True):
+        assert 40 <= one["entries"]["value"] <= 40 + SLACK
+        assert 0 < one["evicted"]["value"] < full["entries"]["value"]
+
+
 def test_work_is_that_of_a_count_by_hand(rows):
     def prompt(*lengths: int) -> int:
         return sum(2 * WEIGHTS * n + n * (n + 1) // 2 * ENTRY for n in lengths) + HEAD
@@ -209,6 +226,7 @@ def test_all_but_the_timings_repeats_bit_for_bit(result, workplace, params):
     bench.main(with_bench(params, policies=policies), "Q4_0")
     again = io.read_json("eval/bench/Q4_0.json")
     first = [row for row in result["rows"] if row["policy"] in policies]
+    assert again["answers"] == result["answers"]
     for part, ours in (("rows", first), ("lossless", result["lossless"])):
         for one, other in zip(ours, again[part], strict=True):
             assert one | {"timing": None} == other | {"timing": None}

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import bench, prompts
 from pipeline.benching import plan
-from pipeline.config import Lossless
+from pipeline.config import Answers, Lossless
 from pipeline.engines.llama import library
 from pipeline.errors import UserError
 from pipeline.kv.precision import CacheShape
@@ -43,6 +43,10 @@ def header_alone(monkeypatch):
     [
         ({"budgets": (4,)}, ["bench.budgets: streaming_llm: decode: a budget of 4 leaves 4 entries to layer 0"]),
         ({"budgets": (32, 64)}, ["bench.budgets: snapkv: prefill: a budget of 32", "pyramidkv: prefill: a budget"]),
+        (
+            {"answers": Answers(policies=("streaming_llm", "snapkv", "kv_q4_0"), budget=4)},
+            ["bench.answers.budget: streaming_llm: decode: a budget of 4", "bench.answers.budget: snapkv: prefill: a"],
+        ),
         ({"depths": (320, 4000)}, ["bench.depths: 4000 and 30 tokens", "at most 2018"]),
         ({"depths": (2000,), "repetitions": 9}, ["the test dialogues have", "9 are needed"]),
         ({"depths": (96,)}, ["recall depth 96: expected at least 128", "dialogue depth 96: too short"]),
@@ -90,6 +94,12 @@ def test_full_kv_leads_wherever_it_is_listed(workplace, params):
     ]
     assert [case.flash_settings for case in found.cases] == [(False, True), (False,), (False,), (True,)]
     assert [case.name for case in found.drafting] == ["streaming_llm", "streaming_llm", "kv_q4_0"]
+    assert [(case.name, case.budget) for case in found.answering] == [
+        ("full", None),
+        ("streaming_llm", 40),
+        ("snapkv", 40),
+        ("kv_q4_0", None),
+    ]
     # documents and depths by settings, questions by cases, documents of one depth by drafting cases
     assert found.trials == 2 * 2 * 5 + (3 + 2) * 4 + 2 * 3
 
@@ -106,8 +116,9 @@ def test_the_policy_that_the_readme_adds_is_sound(workplace, params):
 
 def test_what_is_not_asked_for_is_not_planned(workplace, params):
     nothing = {"recall_tasks": 0, "dialogue_tasks": 0, "lossless": Lossless(policies=(), draft_tokens=1)}
+    nothing["answers"] = Answers(policies=(), budget=1)
     found = planned(params, **nothing, depths=(96,))
-    assert (found.recall, found.dialogues, found.drafting) == ({}, [], ())
+    assert (found.recall, found.dialogues, found.drafting, found.answering) == ({}, [], (), ())
 
 
 def test_documents_start_with_dialogues_of_their_own(tokenizer):

@@ -40,6 +40,8 @@ CASES = [
     ([("encodings: [F16, Q8_0", "encodings: [F16, Q8")], ["quantize.encodings: no recipe 'Q8'", "'Q8_0'"]),
     ([("encodings: [Q4_K_M]", "encodings: [Q5_K_M]")], ["bench.encodings: 'Q5_K_M' is not in quantize.encodings"]),
     ([("[streaming_llm, snapkv]", "[snapvk]")], ["bench.lossless.policies: no recipe 'snapvk'", "'snapkv'"]),
+    ([("[streaming_llm, snapkv, h2o_online]", "[h2o_onlin]")], ["bench.answers.policies: no recipe", "'h2o_online'"]),
+    ([("    budget: 48", "    budget: 0")], ["bench.answers.budget:", "greater than 0"]),
     ([("source: embedded", "source: path")], ["data.path: empty"]),
     ([("source: embedded", "source: hup")], ["data.source:", "'hub'", "got 'hup'"]),
     ([("  seed: 42", "  seed: 42\n   x: 1")], ["not valid YAML"]),

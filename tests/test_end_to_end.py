@@ -33,6 +33,7 @@ SMALLEST = {
         "recall_tasks": 1,
         "dialogue_tasks": 1,
         "slack": 8,
+        "answers": {"policies": ["snapkv"], "budget": 40},
     },
 }
 

@@ -87,6 +87,8 @@ def test_same_results_same_bytes(results):
 def test_hostile_text_is_inert(results, field):
     for cell in ("base", "merged", "Q8_0", "Q4_K_M", "W4A16"):
         bend(f"eval/quality/{cell}.json", "samples", 0, field, value=HOSTILE)
+    if field == "answer":
+        bend("eval/bench/Q4_K_M.json", "answers", 1, "answers", 0, field, value=HOSTILE)
     report.main(results)
     shown = Page(Path("eval/report.html").read_text(encoding="utf-8"))
     assert shown.tags.count("script") == 1
@@ -153,6 +155,36 @@ def test_an_answer_of_white_space_is_named_not_shown(results):
     report.main(results)
     assert "no visible text" in report.HTML.read_text(encoding="utf-8")
     assert "| base | no visible text |" in report.MARKDOWN.read_text(encoding="utf-8")
+
+
+def test_answers_under_policies_are_marked_where_they_differ_from_full_kv(results):
+    report.main(results)
+    section = report.HTML.read_text(encoding="utf-8").split('id="answers"')[1].split("</section>")[0]
+    first = section.split("Q4_K_M under KV policies")[1].split("</article>")[0]
+    heads = re.findall(r"<header>(.*?)</header>", first)
+    assert heads == [
+        "full <small>96 entries kept, none evicted</small>",
+        "streaming_llm 48 <small>56 entries kept, 40 evicted</small>",
+        "snapkv 48 <small>56 entries kept, 40 evicted; as under full KV</small>",
+    ]
+    assert re.findall(r"<mark>(.*?)</mark>", first) == ["，忌辛辣"]
+    assert first.count('<p lang="zh-Hans">') == 3
+
+
+def test_an_encoding_is_compared_with_itself_under_full_kv(results):
+    for index in range(3):
+        bend("eval/bench/Q4_K_M.json", "answers", index, "answers", 0, "answer", value="多喝水。")
+    report.main(results)
+    first = report.HTML.read_text(encoding="utf-8").split("Q4_K_M under KV policies")[1].split("</article>")[0]
+    assert "<mark>" not in first
+    assert first.count("as under full KV") == 2
+
+
+def test_a_benchmark_without_answers_shows_none(results):
+    bend("eval/bench/Q4_K_M.json", "answers", value=[])
+    report.main(results)
+    for path in (report.MARKDOWN, report.HTML):
+        assert "under KV policies" not in path.read_text(encoding="utf-8").split("What do the answers look like?")[1]
 
 
 def test_what_to_take_for_how_much_memory_is_the_front(results):

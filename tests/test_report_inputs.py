@@ -72,6 +72,12 @@ def test_cells_that_do_not_fit_together_are_named(results):
     assert second == "eval/bench/Q4_K_M.json: no row for policy recent_only at depth 512; run `dvc repro bench@Q4_K_M`"
 
 
+def test_answers_under_policies_to_other_samples_are_named(results):
+    bend("eval/bench/Q4_K_M.json", "answers", 1, "answers", 0, "id", value="another")
+    with pytest.raises(UserError, match=r"answers to other samples than merged\.json's; run `dvc repro bench@Q4_K_M`"):
+        report.main(results)
+
+
 def test_a_stale_cell_beside_the_named_ones_is_ignored(results):
     io.write_json("eval/quality/Q2_K.json", {"cell": "Q2_K"})
     report.main(results)
@@ -107,6 +113,7 @@ def test_a_benchmark_of_an_older_version_has_no_pictures_and_no_recall(results):
     for row in rows["rows"]:
         row.pop("kept")
         row.pop("recall", None)
+    del rows["answers"]
     io.write_json("eval/bench/Q4_K_M.json", rows)
     report.main(results)
     html = report.HTML.read_text(encoding="utf-8")

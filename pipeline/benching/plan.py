@@ -50,6 +50,7 @@ class Plan:
     recall: dict[str, list[RecallTask]]
     dialogues: list[DialogueTask]
     drafting: tuple[Case, ...]  # of lossless decoding
+    answering: tuple[Case, ...]  # evaluate's samples, full KV first
     words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
@@ -62,7 +63,8 @@ class Plan:
 
 def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) -> Plan:
     """Return what to measure; raise UserError with every misfit. Of the model the header alone is read."""
-    recipes = {name: kv.read(name) for name in (*bench.policies, *bench.lossless.policies)}
+    named = (*bench.policies, *bench.lossless.policies, *bench.answers.policies)
+    recipes = {name: kv.read(name) for name in named}
     with library.loaded(gguf, vocab_only=True) as model:
         shape, longest = library.cache_shape(model), library.context_length(model)
     found = list(_misfits(bench, recipes, shape, longest))
@@ -76,12 +78,14 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
         found.append("bench.policies: full KV is missing, and all others are measured beside it; add 'full'")
     if found:
         raise UserError(*found)
-    cases, drafting = (
-        [case for name in dict.fromkeys(names) for case in _cases(name, recipes[name], bench, shape)]
-        for names in (bench.policies, bench.lossless.policies)
+    cases, drafting, answering = (
+        [case for name in dict.fromkeys(names) for case in _cases(name, recipes[name], budgets, bench.slack, shape)]
+        for _, names, budgets in _budgets(bench)
     )
     cases.sort(key=lambda case: case.policy != FULL)
-    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), words)
+    if answering:
+        answering = [cases[0], *(case for case in answering if case.policy != FULL)]
+    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), tuple(answering), words)
 
 
 def continuation(bench: Bench) -> int:
@@ -89,13 +93,24 @@ def continuation(bench: Bench) -> int:
     return max(bench.warmup_tokens + bench.decode_tokens, -(-bench.scored_tokens // bench.repetitions))
 
 
+def _budgets(bench: Bench) -> Iterator[tuple[str, Sequence[str], Sequence[int]]]:
+    """Yield for each list of policies the key of its budgets, the policies, and the budgets."""
+    yield "bench.budgets", bench.policies, bench.budgets
+    yield "bench.budgets", bench.lossless.policies, bench.budgets
+    yield "bench.answers.budget", bench.answers.policies, [bench.answers.budget]
+
+
 def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], shape: CacheShape, longest: int) -> Iterator[str]:
     scored = max(continuation(bench), dialogue.ANSWER_TOKENS if bench.dialogue_tasks else 0)
+    yield from dict.fromkeys(
+        f"{key}: {name}: {fault}"
+        for key, names, budgets in _budgets(bench)
+        for name in names
+        if recipes[name].budgeted
+        for budget in budgets
+        for fault in recipes[name].problems(budget, shape.layers)
+    )
     for name, recipe in recipes.items():
-        if recipe.budgeted:
-            yield from (
-                f"bench.budgets: {name}: {fault}" for b in bench.budgets for fault in recipe.problems(b, shape.layers)
-            )
         yield from (f"bench.policies: {name}: {fault}; take it out" for fault in recipe.types.problems(shape))
         if fault := recipe.unheld():
             yield f"bench.policies: {name}: {fault}; take it out"
@@ -121,9 +136,9 @@ def _noted(found: list[str], make: Callable[..., Any], *given: Any) -> Any:
         return None
 
 
-def _cases(name: str, recipe: kv.PolicyRecipe, bench: Bench, shape: CacheShape) -> Iterator[Case]:
-    for budget in bench.budgets if recipe.budgeted else [None]:
-        yield Case(name, recipe.composition, budget, recipe.policy(budget, bench.slack, shape.layers))
+def _cases(name: str, recipe: kv.PolicyRecipe, budgets: Sequence[int], slack: int, shape: CacheShape) -> Iterator[Case]:
+    for budget in budgets if recipe.budgeted else [None]:
+        yield Case(name, recipe.composition, budget, recipe.policy(budget, slack, shape.layers))
 
 
 def _documents(

@@ -166,6 +166,8 @@ def _incomplete(results: Results, policies: tuple[str, ...]) -> Iterator[str]:
         for policy, depth in product(dict.fromkeys(policies), params.depths):
             if (policy, depth) not in found:
                 yield f"{EVAL}/bench/{name}.json: no row for policy {policy} at depth {depth}; {again}"
+        if any([one.id for one in given.answers] != merged[1] for given in bench.answers):
+            yield f"{EVAL}/bench/{name}.json: answers to other samples than merged.json's; {again}"
 
 
 def _dialogues(quality: records.Quality) -> tuple[list[str], list[str]]:

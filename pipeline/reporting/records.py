@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from pipeline.reporting.answered import PolicyAnswers, Sample
 from pipeline.reporting.measured import Measure, Measured, Record
 
 FULL = "full"  # the KV policy that all others are measured beside
@@ -92,15 +93,6 @@ class PerDialogue(Record):
 
     ids: list[str]
     bert_f1: list[float]
-
-
-class Sample(Record):
-    """One answer to a test dialogue."""
-
-    id: str
-    prompt: Any
-    reference: str
-    answer: str
 
 
 class Quality(Record):
@@ -254,6 +246,7 @@ class Bench(Record):
     settings: dict[str, Any]
     rows: Annotated[list[BenchRow], Field(min_length=1)]
     lossless: list[LosslessRow] = Field(default_factory=list)
+    answers: list[PolicyAnswers] = Field(default_factory=list)  # to evaluate's samples, full KV first
 
 
 def _mean(shares: list[float]) -> float | None:
