@@ -30,7 +30,7 @@ def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     from tqdm import tqdm
 
-    from pipeline.benching import conversing, lossless, machine, measuring, plan
+    from pipeline.benching import asking, conversing, lossless, machine, measuring, plan, recalling
     from pipeline.engines.llama.kv import LlamaKvEngine
     from pipeline.runtime import seed_torch
 
@@ -45,8 +45,15 @@ def main(params: Params, encoding: str) -> None:
         tqdm(total=planned.trials, unit="trial", disable=None) as bar,
     ):
         rows = measuring.rows(engine, params.bench, planned, bar)
-        if planned.dialogues:
-            conversing.add_dialogue_recall(engine, planned, rows, conversing.judge(params, MERGED), bar)
+        setting = asking.Setting(path.resolve(), MERGED.resolve(), planned.policies, params.runtime)
+        tasks = [(recalling.asked, task) for tasks in planned.recall.values() for task in tasks]
+        conversations = [(conversing.asked, task) for task in planned.dialogues]
+        given = asking.answers(setting, tasks + conversations, bar)
+        deepest = [row for row in rows if row["depth"] == max(planned.documents)]
+        recalling.add_recall(deepest, planned.recall, given[: len(tasks)])
+        if conversations:
+            judge = conversing.judge(params, MERGED)
+            conversing.add_dialogue_recall(engine, planned, deepest, given[len(tasks) :], judge)
         result = {
             "encoding": encoding,
             "model": path.name,
