@@ -88,6 +88,7 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "entries": "a cut is due above budget + slack entries a layer on average, after the attention that saw them",
         "full": "the faster of flash attention off and on",
         "summary": "written aside in a cache of its own, which comes on top of a row's bytes; its time and work are in",
+        "questions": "recall in all forms: one process a thread answers a share of them, and none of it is timed",
         "recall": "seen: the question is read before the cut; unseen: after it",
         "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",
