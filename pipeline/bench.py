@@ -30,7 +30,7 @@ def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     from tqdm import tqdm
 
-    from pipeline.benching import answering, conversing, lossless, machine, measuring, plan
+    from pipeline.benching import answering, asking, conversing, lossless, machine, measuring, plan, recalling
     from pipeline.engines.llama.kv import LlamaKvEngine
     from pipeline.runtime import seed_torch
 
@@ -46,8 +46,15 @@ def main(params: Params, encoding: str) -> None:
         tqdm(total=planned.trials + len(samples) * len(planned.answering), unit="trial", disable=None) as bar,
     ):
         rows = measuring.rows(engine, params.bench, planned, bar)
-        if planned.dialogues:
-            conversing.add_dialogue_recall(engine, planned, rows, conversing.judge(params, MERGED), bar)
+        setting = asking.Setting(path.resolve(), MERGED.resolve(), planned.policies, params.runtime)
+        tasks = [(recalling.asked, task) for tasks in planned.recall.values() for task in tasks]
+        conversations = [(conversing.asked, task) for task in planned.dialogues]
+        given = asking.answers(setting, tasks + conversations, bar)
+        deepest = [row for row in rows if row["depth"] == max(planned.documents)]
+        recalling.add_recall(deepest, planned.recall, given[: len(tasks)])
+        if conversations:
+            judge = conversing.judge(params, MERGED)
+            conversing.add_dialogue_recall(engine, planned, deepest, given[len(tasks) :], judge)
         result = {
             "encoding": encoding,
             "model": path.name,
@@ -83,6 +90,7 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "entries": "a cut is due above budget + slack entries a layer on average, after the attention that saw them",
         "full": "the faster of flash attention off and on",
         "summary": "written aside in a cache of its own, which comes on top of a row's bytes; its time and work are in",
+        "questions": "recall in all forms: one process a thread answers a share of them, and none of it is timed",
         "recall": "seen: the question is read before the cut; unseen: after it",
         "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",

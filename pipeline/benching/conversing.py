@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from pipeline import prompts
 from pipeline.benching import recalling
@@ -44,17 +43,13 @@ def judge(params: Params, tokenizer: Path) -> Judge:
     return Judge(lambda ids: words.decode(ids, skip_special_tokens=True), scorer, params.runtime.seed)
 
 
-def add_dialogue_recall(engine: KvEngine, planned: Plan, rows: Sequence[dict], judge: Judge, bar: tqdm) -> None:
-    """Ask every question under every case, and add what was right to the rows of the greatest depth."""
-    policies = [case.policy for case in planned.cases]
-    answers = []
-    for task in planned.dialogues:
-        answers.append(asked(engine, policies, task, planned.words))
-        bar.update(len(policies))
-    deepest = [row for row in rows if row["depth"] == max(planned.documents)]
-    for row, policy, given in zip(deepest, policies, zip(*answers, strict=True), strict=True):
+def add_dialogue_recall(
+    engine: KvEngine, planned: Plan, rows: Sequence[dict], answers: Sequence[list[Answer]], judge: Judge
+) -> None:
+    """Add to a row a case what was right of its answers; ``answers`` are those to all conversations."""
+    for row, case, given in zip(rows, planned.cases, zip(*answers, strict=True), strict=True):
         row["dialogue_recall"] = scores(planned.dialogues, given, judge)
-        row["dialogue_recall"]["kv_bytes_mean"] = held(engine, policy, given)
+        row["dialogue_recall"]["kv_bytes_mean"] = held(engine, case.policy, given)
 
 
 def asked(

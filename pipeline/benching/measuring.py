@@ -1,13 +1,11 @@
-"""What bench measures: every case on every document, taking turns, then facts asked for under every case."""
+"""What bench measures in turns: every case on every document, timed and scored."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
 
-from pipeline.benching import recalling, row, trial
+from pipeline.benching import row, trial
 from pipeline.benching.plan import Plan
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.trial import Document, Pace
@@ -15,18 +13,16 @@ from pipeline.benching.work import Work
 from pipeline.config import Bench
 from pipeline.engines.llama.kv import Flash, LlamaKvEngine
 from pipeline.kv.policy import FULL
-from pipeline.tasks import recall
 
 FLASH = {setting: Flash(prefill=True, decode=setting) for setting in (False, True)}
 
 
 def rows(engine: LlamaKvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[dict]:
-    """Return the record of every case at every depth, with recall at the greatest."""
+    """Return the record of every case at every depth."""
     found = []
     for depth, documents in planned.documents.items():
         warm_up(engine, documents[0])
         found += measure_depth(engine, bench, planned, depth, bar)
-    add_recall(engine, planned, found, bar)
     return found
 
 
@@ -51,19 +47,3 @@ def measure_depth(engine: LlamaKvEngine, bench: Bench, planned: Plan, depth: int
     by_case = {case: {flash: tallies[case, flash] for flash in case.flash_settings} for case in cases}
     full_seconds = min(np.median(tally.seconds) for tally in by_case[cases[0]].values())
     return [row.row(case, depth, by_flash, full_seconds) for case, by_flash in by_case.items()]
-
-
-def add_recall(engine: LlamaKvEngine, planned: Plan, rows: Sequence[dict], bar: tqdm) -> None:
-    """Ask every task under every case, and add the shares of right answers to the rows of the greatest depth."""
-    deepest = [one for one in rows if one["depth"] == max(planned.documents)]
-    policies = [case.policy for case in planned.cases]
-    for kind, tasks in planned.recall.items():
-        answers = []
-        for task in tasks:
-            answers.append(recalling.asked(engine, policies, task, planned.words))
-            bar.update(len(policies))
-        for index, one in enumerate(deepest):
-            given = [answer[index] for answer in answers]
-            one.setdefault("recall", {})[kind] = {
-                sight: recall.score(tasks, [answer[sight] for answer in given]) for sight in given[0]
-            }

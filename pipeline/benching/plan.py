@@ -54,6 +54,11 @@ class Plan:
     words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The cases' policies."""
+        return tuple(case.policy for case in self.cases)
+
+    @property
     def trials(self) -> int:
         """How many trials and questions there are in all."""
         documents = sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)

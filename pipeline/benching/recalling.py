@@ -13,6 +13,7 @@ from pipeline.engines.cache import KvEngine
 from pipeline.engines.opening import opened
 from pipeline.engines.stream import room
 from pipeline.kv.policy import Policy
+from pipeline.tasks import recall
 from pipeline.tasks.recall import RecallTask
 
 if TYPE_CHECKING:
@@ -87,3 +88,14 @@ def asked(
         }
         for policy in policies
     ]
+
+
+def add_recall(rows: Sequence[dict], tasks: dict[str, list[RecallTask]], answers: Sequence[list[dict]]) -> None:
+    """Add the shares of right answers to a row a policy; ``answers`` are those to all tasks, kind after kind."""
+    given = iter(answers)
+    for kind, asked_of_kind in tasks.items():
+        by_policy = zip(*(next(given) for _ in asked_of_kind), strict=True)
+        for one, found in zip(rows, by_policy, strict=True):
+            one.setdefault("recall", {})[kind] = {
+                sight: recall.score(asked_of_kind, [answer[sight] for answer in found]) for sight in found[0]
+            }

@@ -35,7 +35,11 @@ class Parts:
         """
         if not bounds and not gapped:
             return cls.whole(library.load_model(gguf))
-        source = Source(gguf)
+        return cls.cut(Source(gguf), bounds, folder, gapped)
+
+    @classmethod
+    def cut(cls, source: Source, bounds: Sequence[int], folder: Path, gapped: bool) -> Parts:
+        """Return the parts of a file whose header is read already."""
         paths = source.split(bounds, folder, gapped)
         with ExitStack() as loading:
             models = []

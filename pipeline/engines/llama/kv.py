@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from pipeline.engines.cache import LayerKv, Room, Watch
 from pipeline.engines.llama import library, observer, state
 from pipeline.engines.llama.chain import Chain, Parts
-from pipeline.engines.llama.parts import GAPPED
+from pipeline.engines.llama.parts import GAPPED, Source
 from pipeline.engines.llama.state import LayerState
 from pipeline.errors import UserError
 from pipeline.kv.precision import CacheShape, Precision
@@ -47,7 +48,7 @@ class LlamaKvEngine:
 
     def __init__(self, path: Path, threads: int, flash: Flash = PREFILL_ON):
         """Load the file, and check once that our mirror of llama.cpp's structures fits the installed build."""
-        self._path, self.threads, self.flash = path, threads, flash
+        self.threads, self.flash = threads, flash
         model = library.load_model(path)
         observer.selftest(model)
         self.shape: CacheShape = library.cache_shape(model)
@@ -55,6 +56,7 @@ class LlamaKvEngine:
         self.model = model
         self._gaps = library.header(model, "general.architecture") in GAPPED
         self._folder = tempfile.TemporaryDirectory(prefix="peakchat-parts-")
+        self._source = cache(partial(Source, path))  # its header takes half a second to read, so it is read once
         self._parts = {((), False): Parts.whole(model)}
 
     def __enter__(self) -> LlamaKvEngine:
@@ -105,7 +107,7 @@ class LlamaKvEngine:
         if key not in self._parts:
             folder = Path(self._folder.name) / str(len(self._parts))
             folder.mkdir()
-            self._parts[key] = Parts.load(self._path, bounds, folder, gapped)
+            self._parts[key] = Parts.cut(self._source(), bounds, folder, gapped)
         return self._parts[key]
 
     def _chain(self, parts: Parts, cells: Sequence[int], precision: Precision, flash: bool, observed: bool) -> Chain:
