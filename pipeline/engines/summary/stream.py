@@ -23,7 +23,8 @@ class SummaryStream(TextStream):
     """A stream of which every token is at one place: among the sinks, in the ledger, or alive behind the summary.
 
     The summary is whole at any time: a new one takes the old one's place between two tokens. A writer that fails is
-    asked again after the next cut, the old summary staying; if it fails again, sentences of the text do.
+    asked again after the next cut, the old summary staying; if it fails again, sentences of the text do. While what
+    comes is ``tentative``, what is evicted waits: a summary of it would be written twice.
     """
 
     def __init__(self, engine: KvEngine, cache: Cache, policy: Policy, writer: Writer | None, fallback: Extractive):
@@ -63,7 +64,7 @@ class SummaryStream(TextStream):
             self.ledger.cover(before.origins[0][0][gone].tolist())
             return
         self.ledger.add(_passage(before, ids, gone.nonzero()[:, 0]))
-        if len(self.ledger.waiting) >= self._whole.summary.after:
+        if len(self.ledger.waiting) >= self._whole.summary.due(self._account.made) and not self.tentative:
             stop = self._prefix + len(self.summary)
             self._renew(_passage(before, ids, torch.arange(self._prefix, stop)))
         self._account.waiting, self._account.entries = len(self.ledger.waiting), len(self.summary)
@@ -92,7 +93,7 @@ class SummaryStream(TextStream):
 
     def _asked(self, writer: Writer, old: Passage) -> Written:
         started = time.perf_counter()
-        found = writer.write(old, self.ledger.waiting, self._whole.summary.tokens)
+        found = writer.write(old, self.ledger.waiting, self._whole.summary.tokens, self._failed)
         self._account.add(found, time.perf_counter() - started)
         self.aside.tokens += found.computed
         self.aside.attended += found.attended

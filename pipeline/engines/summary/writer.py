@@ -41,8 +41,11 @@ class Written:
 class Writer(Protocol):
     """Makes a new summary of the old one and what was evicted since."""
 
-    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
-        """Return at most ``most`` tokens; none or more mean that it found no summary."""
+    def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
+        """Return at most ``most`` tokens; none or more mean that it found no summary.
+
+        ``again`` says that it found none the last time, so that the same way would fail the same way.
+        """
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Extractive:
 
     words: PreTrainedTokenizerBase
 
-    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
+    def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
         """Return sentences of both, in text order."""
         return Written(sentences.best(self.words, [old, evicted], most))
 
@@ -63,17 +66,21 @@ class ModelWriter:
     engine: KvEngine
     words: PreTrainedTokenizerBase
     precision: Precision  # taken where model and engine can hold it; else the engine's default
+    reads: int | None = None  # evicted tokens at most, of the sentences that weigh most; None reads all
 
-    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
-        """Return the answer without its thoughts; an answer that does not end within ``most`` tokens is too long."""
-        prompt = prompts.prompt_ids(self.words, self._request(old.ids, evicted.ids, most))
+    def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
+        """Return the answer without its thoughts; one that does not end within ``most`` tokens loses its last sentence.
+
+        It is too long if not one sentence ends there. A writer that failed reads half as much ``again``.
+        """
+        prompt = prompts.prompt_ids(self.words, self._request(old.ids, self._read(evicted, again), most))
         cache, precision = self._cache(len(prompt) + most + 1)
         stop = prompts.end_of_turn_id(self.words)
         try:
             stream = Stream(self.engine, cache, Policy(precision=precision))
             given = greedy.decode(stream, stream.feed(prompt)[-1], most + 1, stop)
             return Written(
-                ids=tuple(given if given[-1] != stop else self._plain(given[:-1])),
+                ids=tuple(self._answer(given, most, stop)),
                 computed=stream.seen,
                 attended=stream.attended,
                 predicted=len(given),
@@ -82,6 +89,18 @@ class ModelWriter:
             )
         finally:
             cache.close()
+
+    def _read(self, evicted: Passage, again: bool) -> Sequence[int]:
+        most = min(self.reads or len(evicted), len(evicted)) // (2 if again else 1)
+        return evicted.ids if len(evicted) <= most else sentences.best(self.words, [evicted], most)
+
+    def _answer(self, given: Sequence[int], most: int, stop: int) -> Sequence[int]:
+        """Return an answer in plain text, up to its last sentence that has room if it has not; else more than that."""
+        ended = given[-1] == stop
+        plain = self._plain(given[:-1] if ended else given)
+        if ended and len(plain) <= most:
+            return plain
+        return sentences.head(self.words, plain, most) or given
 
     def _request(self, old: Sequence[int], evicted: Sequence[int], most: int) -> list[prompts.Message]:
         parts = [f"{OLD}\n{prompts.transcript(self.words, old)}"] if old else []
