@@ -30,7 +30,7 @@ def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     from tqdm import tqdm
 
-    from pipeline.benching import conversing, lossless, machine, measuring, plan
+    from pipeline.benching import amortising, conversing, lossless, machine, measuring, plan
     from pipeline.engines.llama.kv import LlamaKvEngine
     from pipeline.runtime import seed_torch
 
@@ -47,6 +47,7 @@ def main(params: Params, encoding: str) -> None:
         rows = measuring.rows(engine, params.bench, planned, bar)
         if planned.dialogues:
             conversing.add_dialogue_recall(engine, planned, rows, conversing.judge(params, MERGED), bar)
+            amortising.add_shares(engine, planned, rows, bar)
         result = {
             "encoding": encoding,
             "model": path.name,
@@ -83,6 +84,7 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "summary": "written aside in a cache of its own, which comes on top of a row's bytes; its time and work are in",
         "recall": "seen: the question is read before the cut; unseen: after it",
         "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
+        "conversation": "messages are read, replies decoded one by one, then read again as history, as chat does",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",
     }
 

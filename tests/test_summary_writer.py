@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,7 @@ from pipeline.engines.torch.kv import TorchKvEngine
 from pipeline.kv.precision import Precision
 from tests.kv_models import gpt_neox, qwen3, words
 
+USER = [{"role": "user", "content": "w1"}]
 Q4_0 = Precision("q4_0", "q4_0")
 
 
@@ -62,6 +64,29 @@ def test_an_answer_that_does_not_end_is_too_long(saying):
     writer = saying("w1", "w2", "w3", "<|im_end|>")
     assert len(writer.write(passage([]), passage([60]), 3).ids) == 3
     assert len(writer.write(passage([]), passage([60]), 2).ids) > 2
+
+
+def test_an_answer_that_does_not_end_is_cut_at_its_last_sentence(saying):
+    writer = saying("w1", "。", "w2", "！", "w3", "w4", "w5", "<|im_end|>")
+    cut = {most: writer.write(passage([]), passage([60]), most).ids for most in (2, 3, 4, 6)}
+    assert cut == {
+        2: ids_of("w1", "。"),
+        3: ids_of("w1", "。"),
+        4: ids_of("w1", "。", "w2", "！"),
+        6: ids_of("w1", "。", "w2", "！"),
+    }
+    assert len(writer.write(passage([]), passage([60]), 1).ids) > 1
+
+
+def test_a_writer_reads_the_heaviest_sentences_and_half_of_them_again(saying, monkeypatch):
+    ids = ids_of("w1", "w2", "。", "w3", "。", "w4", "w5", "。")
+    text = Passage((0, *ids, 0), tuple(range(10)), (9.0, 1.0, 1.0, 1.0, 5.0, 5.0, 3.0, 3.0, 3.0, 9.0))
+    read = []
+    monkeypatch.setattr(ModelWriter, "_request", lambda self, old, new, most: read.append(tuple(new)) or USER)
+    writer = saying("w1", "<|im_end|>")
+    for reads, again in ((None, False), (10, False), (5, False), (5, True), (None, True)):
+        replace(writer, reads=reads).write(passage([]), text, 8, again)
+    assert read == [text.ids, text.ids, ids[3:], ids[3:5], ids[3:]]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import io, prompts
+from pipeline.benching import amortising
+from pipeline.benching.amortising import Turn
 from pipeline.benching.trial import Document
 from pipeline.config import Bench
 from pipeline.engines.llama import library
@@ -50,6 +52,7 @@ class Plan:
     recall: dict[str, list[RecallTask]]
     dialogues: list[DialogueTask]
     drafting: tuple[Case, ...]  # of lossless decoding
+    turns: tuple[Turn, ...]  # of a long conversation, if any case makes summaries and dialogues are asked about
     words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
@@ -57,7 +60,9 @@ class Plan:
         """How many trials and questions there are in all."""
         documents = sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)
         questions = len(self.dialogues) + sum(map(len, self.recall.values()))
-        return documents + questions * len(self.cases) + len(self.drafting) * len(self.documents[max(self.documents)])
+        long = sum(map(amortising.summarises, self.cases)) if self.turns else 0
+        drafting = len(self.drafting) * len(self.documents[max(self.documents)])
+        return documents + questions * len(self.cases) + long + drafting
 
 
 def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) -> Plan:
@@ -81,7 +86,8 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
         for names in (bench.policies, bench.lossless.policies)
     )
     cases.sort(key=lambda case: case.policy != FULL)
-    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), words)
+    long = amortising.turns(words, messages, amortising.LENGTH * max(bench.depths)) if conversations else ()
+    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), tuple(long), words)
 
 
 def continuation(bench: Bench) -> int:

@@ -17,6 +17,8 @@ from pipeline.kv.precision import F16, Precision
 from pipeline.kv.running import Running
 from pipeline.kv.signals import window
 
+GROWTH = 4  # from a summary to the next, in evicted tokens, until there are enough
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -24,7 +26,7 @@ class Summary:
 
     The ``model`` writes it in a small context of its own, or its sentences are drawn from the text (``extractive``), or
     its room stays empty (``none``). The first is due once ``first`` tokens have been evicted, each later one after
-    twice as many as the one before, up to ``after``: what is told first enters soon, and the cost of a long text falls.
+    several times as many, up to ``after``: what is told first enters soon, and a long text's summaries cost little.
     """
 
     mode: Literal["model", "extractive", "none"]
@@ -37,7 +39,7 @@ class Summary:
 
     def due(self, made: int) -> int:
         """Return how many evicted tokens make a new one due after ``made`` of them."""
-        return self.after if self.first is None else min(self.after, self.first << min(made, 32))
+        return self.after if self.first is None else min(self.after, self.first * GROWTH ** min(made, 9))
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ class Summary(Section):
     mode: Literal["model", "extractive", "none"]
     tokens: Annotated[int, Field(ge=0)] | Share  # most entries; they count within the budget
     after: Annotated[int, Field(gt=0)] | Multiple  # evicted tokens that make a new one due, in the long run
-    first: Annotated[int, Field(gt=0)] = FIRST  # that make the first due, if fewer; then twice as many each time
-    reads: Annotated[int, Field(gt=0)] | Multiple | None = None  # tokens of these that the model sees; null: all
+    first: Annotated[int, Field(gt=0)] = FIRST  # that make the first due, if fewer; then 4 times as many each
+    reads: Annotated[int, Field(gt=0)] | Multiple | None = None  # of these, in sentences that weigh most; null: all
     reinsert: Literal["rebuild", "shift"] = "rebuild"  # compute newer entries again behind it, or move them
     precision: KvType = "q4_0"  # of the context that it is written in, where model and engine allow it
 

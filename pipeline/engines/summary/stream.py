@@ -71,6 +71,7 @@ class SummaryStream(TextStream):
 
     def _renew(self, old: Passage) -> None:
         """Put a new summary in the old one's place, or keep it until the next cut if the writer fails."""
+        self._account.retries += self._failed
         found = self._asked(self._writer, old)
         if not self._fits(found):
             self._account.failures += 1
