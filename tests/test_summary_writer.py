@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline import prompts
 from pipeline.engines.summary import sentences
 from pipeline.engines.summary.ledger import Ledger, Passage, spans
-from pipeline.engines.summary.writer import Extractive, ModelWriter
+from pipeline.engines.summary.writer import GENERATIONS, Extractive, ModelWriter
 from pipeline.engines.torch.kv import TorchKvEngine
 from pipeline.kv.precision import Precision
 from tests.kv_models import gpt_neox, qwen3, words
@@ -76,6 +76,19 @@ def test_an_answer_that_does_not_end_is_cut_at_its_last_sentence(saying):
         6: ids_of("w1", "。", "w2", "！"),
     }
     assert len(writer.write(passage([]), passage([60]), 1).ids) > 1
+
+
+def test_words_that_were_rewritten_often_enough_stay_as_they_are(saying):
+    ids = ids_of("w7", "。", "w8", "w9", "。")
+    writer, old = saying("w1", "w2", "<|im_end|>"), Passage(ids, tuple(range(-5, 0)), (5.0,) * 2 + (1.0,) * 3, 3)
+    again = writer.write(old, passage([60]), 8)
+    assert (again.ids, again.generation) == (ids_of("w1", "w2"), GENERATIONS)
+    kept = writer.write(replace(old, generation=GENERATIONS), passage([60]), 6)
+    assert (kept.ids, kept.generation) == (ids_of("w7", "。", "w1", "w2"), GENERATIONS)
+    assert kept.computed < again.computed, "the old one is not read"
+    silent = saying("<|im_end|>").write(replace(old, generation=GENERATIONS), passage([60]), 6)
+    assert silent.ids == ()
+    assert len(writer.write(replace(old, generation=GENERATIONS), passage([60]), 2).ids) > 2
 
 
 def test_a_writer_reads_the_heaviest_sentences_and_half_of_them_again(saying, monkeypatch):

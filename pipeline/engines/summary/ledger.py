@@ -15,6 +15,7 @@ class Passage:
     ids: tuple[int, ...] = ()
     origins: tuple[int, ...] = ()  # where they stand in the text
     weights: tuple[float, ...] = ()
+    generation: int = 0  # of a summary: how often its oldest words have been written anew; 0 is the text itself
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -33,6 +34,7 @@ class Ledger:
 
     waiting: Passage = field(default_factory=Passage)
     covered: tuple[range, ...] = ()
+    generation: int = 0  # of the present summary
 
     @property
     def empty(self) -> bool:

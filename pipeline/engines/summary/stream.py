@@ -66,7 +66,8 @@ class SummaryStream(TextStream):
         self.ledger.add(_passage(before, ids, gone.nonzero()[:, 0]))
         if len(self.ledger.waiting) >= self._whole.summary.due(self._account.made) and not self.tentative:
             stop = self._prefix + len(self.summary)
-            self._renew(_passage(before, ids, torch.arange(self._prefix, stop)))
+            old = _passage(before, ids, torch.arange(self._prefix, stop))
+            self._renew(replace(old, generation=self.ledger.generation))
         self._account.waiting, self._account.entries = len(self.ledger.waiting), len(self.summary)
 
     def _renew(self, old: Passage) -> None:
@@ -83,6 +84,7 @@ class SummaryStream(TextStream):
         self._failed = False
         self.ledger.settle()
         if found.ids:
+            self.ledger.generation = found.generation
             started = time.perf_counter()
             self._insert(found.ids)
             self._account.inserting += time.perf_counter() - started

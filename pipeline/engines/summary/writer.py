@@ -23,6 +23,7 @@ INSTRUCTION = (
     "你负责压缩一段对话的记录。把已有摘要和新内容合并成一段摘要，保留人物、症状、时间、用药和数字，"
     "不超过{most}个字。只写摘要本身。"
 )
+GENERATIONS = 4  # a summary of a summary drifts from the text: after so many its words stay as they are
 OLD, NEW = "已有摘要：", "新内容："
 
 
@@ -34,6 +35,7 @@ class Written:
     computed: int = 0  # tokens that went through the model
     attended: int = 0  # entries that they saw, all layers added up
     predicted: int = 0
+    generation: int = 0  # how often its oldest words have been written anew
     kv_bytes: int = 0  # of its own cache, at its fullest
     kind: str = ""  # type of that cache
 
@@ -56,7 +58,7 @@ class Extractive:
 
     def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
         """Return sentences of both, in text order."""
-        return Written(sentences.best(self.words, [old, evicted], most))
+        return Written(sentences.best(self.words, [old, evicted], most), generation=old.generation)
 
 
 @dataclass(frozen=True)
@@ -71,21 +73,28 @@ class ModelWriter:
     def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
         """Return the answer without its thoughts; one that does not end within ``most`` tokens loses its last sentence.
 
-        It is too long if not one sentence ends there. A writer that failed reads half as much ``again``.
+        It is too long if not one sentence ends there. A writer that failed reads half as much ``again``. Of an old
+        summary that has been rewritten often enough, half of the room keeps sentences word for word; the rest is new.
         """
-        prompt = prompts.prompt_ids(self.words, self._request(old.ids, self._read(evicted, again), most))
+        settled = old.generation >= GENERATIONS
+        kept = sentences.best(self.words, [old], most // 2) if settled else ()
+        most -= len(kept)
+        request = self._request(() if settled else old.ids, self._read(evicted, again), most)
+        prompt = prompts.prompt_ids(self.words, request)
         cache, precision = self._cache(len(prompt) + most + 1)
         stop = prompts.end_of_turn_id(self.words)
         try:
             stream = Stream(self.engine, cache, Policy(precision=precision))
             given = greedy.decode(stream, stream.feed(prompt)[-1], most + 1, stop)
+            answer = self._answer(given, most, stop)
             return Written(
-                ids=tuple(self._answer(given, most, stop)),
+                ids=(*kept, *answer) if answer else (),
                 computed=stream.seen,
                 attended=stream.attended,
                 predicted=len(given),
                 kv_bytes=cache.kv_bytes(),
                 kind=precision.k,
+                generation=old.generation + (not settled),
             )
         finally:
             cache.close()
