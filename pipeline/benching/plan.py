@@ -52,7 +52,7 @@ class Plan:
     recall: dict[str, list[RecallTask]]
     dialogues: list[DialogueTask]
     drafting: tuple[Case, ...]  # of lossless decoding
-    turns: tuple[Turn, ...]  # of a long conversation, if any case makes summaries and dialogues are asked about
+    turns: tuple[Turn, ...]  # of a long conversation, if conversations are measured and a case makes summaries
     words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
@@ -86,7 +86,8 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
         for names in (bench.policies, bench.lossless.policies)
     )
     cases.sort(key=lambda case: case.policy != FULL)
-    long = amortising.turns(words, messages, amortising.LENGTH * max(bench.depths)) if conversations else ()
+    summarising = conversations and any(map(amortising.summarises, cases))
+    long = amortising.turns(words, messages, amortising.LENGTH * max(bench.depths)) if summarising else ()
     return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), tuple(long), words)
 
 
