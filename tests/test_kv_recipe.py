@@ -46,7 +46,7 @@ def test_no_two_recipes_are_the_same_policy():
         ("kv_q4_0", "everything | original positions | q4_0"),
         (
             "streaming_summary",
-            "always: sinks(4) + summary(25 %, the model's of 256, every 256 to 4096 evicted) + recent(rest) = budget"
+            "always: sinks(4) + summary(25 %, the model's of 256, every 256 to 6144 evicted) + recent(rest) = budget"
             " | compact positions | f16",
         ),
         ("recent_only", "always: recent(rest) = budget | original positions | f16"),
@@ -103,7 +103,7 @@ def test_a_summary_takes_its_room_of_the_budget():
     assert "the summary takes 1 of 4" in problem
     summary = recipe.policy(256, 32, LAYERS).summary
     assert (summary.tokens, summary.reads, summary.precision) == (64, 256, Precision("q4_0", "q4_0"))
-    assert [summary.due(made) for made in (0, 1, 2, 3, 99)] == [256, 1024, 4096, 4096, 4096]
+    assert [summary.due(made) for made in (0, 1, 2, 3, 99)] == [256, 1024, 4096, 6144, 6144]
     raw = recipe.model_dump() | {"summary": {"mode": "none", "tokens": 10, "after": 9}}
     summary = PolicyRecipe(**raw).policy(64, 32, LAYERS).summary
     assert (summary.tokens, summary.due(0), summary.reads, summary.shifts) == (10, 9, None, False)
