@@ -23,7 +23,7 @@ BUDGETS = (24, 40, 48)  # windows of 32 need more than the first
 
 
 def small(name: str, slack: int) -> Policy:
-    """Return a recipe's policy at its smallest budget, stored as the engine does, and with summaries that come often."""
+    """Return a recipe's policy at its smallest budget, stored as the engine does, with summaries that come often."""
     source = recipe.read(name)
     budget = next(budget for budget in BUDGETS if not source.budgeted or not list(source.problems(budget, LAYERS)))
     policy = replace(source.policy(budget, slack, LAYERS), precision=Precision(), slack=slack)

@@ -109,7 +109,8 @@ class ModelWriter:
         plain = self._plain(given[:-1] if ended else given)
         if ended and len(plain) <= most:
             return plain
-        return sentences.head(self.words, plain, most) or given
+        room = min(most, len(plain) - 1)  # the line's end, behind the last sentence, ends none that is torn
+        return sentences.head(self.words, plain, room) or (plain if ended else given)
 
     def _request(self, old: Sequence[int], evicted: Sequence[int], most: int) -> list[prompts.Message]:
         parts = [f"{OLD}\n{prompts.transcript(self.words, old)}"] if old else []
