@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import io, stage
 from pipeline.config import Bench, Params
 from pipeline.errors import UserError
 from pipeline.metrics import bert_f1
+
+if TYPE_CHECKING:
+    from pipeline.benching.plan import Plan
+    from pipeline.engines.llama.kv import LlamaKvEngine
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +34,7 @@ def main(params: Params, encoding: str) -> None:
     """Benchmark one encoding."""
     from tqdm import tqdm
 
-    from pipeline.benching import answering, asking, conversing, lossless, machine, measuring, plan, recalling
+    from pipeline.benching import amortising, answering, asking, lossless, machine, measuring, plan
     from pipeline.engines.llama.kv import LlamaKvEngine
     from pipeline.runtime import seed_torch
 
@@ -47,14 +51,9 @@ def main(params: Params, encoding: str) -> None:
     ):
         rows = measuring.rows(engine, params.bench, planned, bar)
         setting = asking.Setting(path.resolve(), MERGED.resolve(), planned.policies, params.runtime)
-        tasks = [(recalling.asked, task) for tasks in planned.recall.values() for task in tasks]
-        conversations = [(conversing.asked, task) for task in planned.dialogues]
-        given = asking.answers(setting, tasks + conversations, bar)
-        deepest = [row for row in rows if row["depth"] == max(planned.documents)]
-        recalling.add_recall(deepest, planned.recall, given[: len(tasks)])
-        if conversations:
-            judge = conversing.judge(params, MERGED)
-            conversing.add_dialogue_recall(engine, planned, deepest, given[len(tasks) :], judge)
+        _add_recall(params, engine, planned, rows, asking.answers(setting, asking.questions(planned), bar))
+        if planned.turns:
+            amortising.add_shares(engine, planned, rows, bar)
         result = {
             "encoding": encoding,
             "model": path.name,
@@ -79,6 +78,18 @@ def gguf(encoding: str) -> Path:
     return found[0]
 
 
+def _add_recall(params: Params, engine: LlamaKvEngine, planned: Plan, rows: list[dict], given: list[list]) -> None:
+    """Add what was right of the answers to all questions to the rows of the greatest depth."""
+    from pipeline.benching import conversing, recalling
+
+    deepest = [row for row in rows if row["depth"] == max(planned.documents)]
+    facts = sum(map(len, planned.recall.values()))
+    recalling.add_recall(deepest, planned.recall, given[:facts])
+    if planned.dialogues:
+        judge = conversing.judge(params, MERGED)
+        conversing.add_dialogue_recall(engine, planned, deepest, given[facts:], judge)
+
+
 def settings(bench: Bench, continuation: int) -> dict[str, Any]:
     """Return how the rows were measured."""
     return {
@@ -93,6 +104,7 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "questions": "recall in all forms: one process a thread answers a share of them, and none of it is timed",
         "recall": "seen: the question is read before the cut; unseen: after it",
         "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
+        "conversation": "messages are read, replies decoded one by one, then read again as history, as chat does",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",
         "answers": "greedy; evicted are the tokens fed whose entries are gone at the end, mean over layers and heads",
     }

@@ -23,10 +23,11 @@ BUDGETS = (24, 40, 48)  # windows of 32 need more than the first
 
 
 def small(name: str, slack: int) -> Policy:
-    """Return a recipe's policy at the smallest budget that suits it, stored as the engine does."""
+    """Return a recipe's policy at its smallest budget, stored as the engine does, with summaries that come often."""
     source = recipe.read(name)
     budget = next(budget for budget in BUDGETS if not source.budgeted or not list(source.problems(budget, LAYERS)))
-    return replace(source.policy(budget, slack, LAYERS), precision=Precision(), slack=slack)
+    policy = replace(source.policy(budget, slack, LAYERS), precision=Precision(), slack=slack)
+    return replace(policy, summary=policy.summary and replace(policy.summary, after=budget))
 
 
 @dataclass(frozen=True)

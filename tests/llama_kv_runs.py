@@ -47,6 +47,7 @@ def small(name: str, **changes) -> Policy:
     source = recipe.read(name)
     budget = next(budget for budget in BUDGETS if not source.budgeted or not list(source.problems(budget, LAYERS)))
     policy = source.policy(budget, SLACK, LAYERS)
+    policy = replace(policy, summary=policy.summary and replace(policy.summary, after=budget))
     return replace(policy, slack=policy.slack if policy.slack < MORE // 2 else SLACK, **changes)
 
 

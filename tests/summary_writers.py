@@ -17,7 +17,7 @@ class Told:
     texts: Sequence[Sequence[int]]
     asked: list[tuple[Passage, Passage]] = field(default_factory=list)
 
-    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
+    def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
         self.asked.append((old, evicted))
         return Written(tuple(self.texts[(len(self.asked) - 1) % len(self.texts)]))
 
@@ -31,7 +31,7 @@ class Behind:
     threaded: bool = False
     found: list[Written] = field(default_factory=list)
 
-    def write(self, old: Passage, evicted: Passage, most: int) -> Written:
+    def write(self, old: Passage, evicted: Passage, most: int, again: bool = False) -> Written:
         if self.threaded:
             with ThreadPoolExecutor(1) as pool:
                 self.found.append(pool.submit(self.other.write, old, evicted, most).result())

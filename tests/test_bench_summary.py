@@ -78,6 +78,19 @@ def test_time_and_work_hold_the_summaries(rows):
     assert rows["streaming_summary_none"]["timing"]["summary"]["share"]["value"] == 0
 
 
+def test_a_long_conversation_tells_what_summaries_cost_in_the_long_run(rows):
+    assert {name for name, row in rows.items() if "conversation" in row} == {
+        "streaming_summary",
+        "streaming_summary_extractive",
+    }
+    for name in ("streaming_summary", "streaming_summary_extractive"):
+        found = {key: one["value"] for key, one in rows[name]["conversation"].items()}
+        assert 7 * DEPTH < found["tokens"] <= 8 * DEPTH
+        assert found["made"] == 2, "after 256 tokens and 1,024 more"
+        assert 0 < found["share"] < 1
+        assert found["retries"] == found["fallbacks"] + (found["failures"] - 2 * found["fallbacks"])
+
+
 def test_a_summary_stands_within_the_budget_and_in_no_picture(rows):
     for name in ("streaming_summary", "streaming_summary_extractive", "streaming_summary_none"):
         row = rows[name]

@@ -46,7 +46,7 @@ def test_no_two_recipes_are_the_same_policy():
         ("kv_q4_0", "everything | original positions | q4_0"),
         (
             "streaming_summary",
-            "always: sinks(4) + summary(25 %, the model's, every 100 % evicted) + recent(rest) = budget"
+            "always: sinks(4) + summary(25 %, the model's of 256, every 256 to 6144 evicted) + recent(rest) = budget"
             " | compact positions | f16",
         ),
         ("recent_only", "always: recent(rest) = budget | original positions | f16"),
@@ -102,10 +102,14 @@ def test_a_summary_takes_its_room_of_the_budget():
     assert "a budget of 3 leaves" in (problem := next(recipe.problems(4, LAYERS)))
     assert "the summary takes 1 of 4" in problem
     summary = recipe.policy(256, 32, LAYERS).summary
-    assert (summary.tokens, summary.after, summary.precision) == (64, 256, Precision("q4_0", "q4_0"))
+    assert (summary.tokens, summary.reads, summary.precision) == (64, 256, Precision("q4_0", "q4_0"))
+    assert [summary.due(made) for made in (0, 1, 2, 3, 99)] == [256, 1024, 4096, 6144, 6144]
     raw = recipe.model_dump() | {"summary": {"mode": "none", "tokens": 10, "after": 9}}
     summary = PolicyRecipe(**raw).policy(64, 32, LAYERS).summary
-    assert (summary.tokens, summary.after, summary.shifts) == (10, 9, False)
+    assert (summary.tokens, summary.due(0), summary.reads, summary.shifts) == (10, 9, None, False)
+    raw = recipe.model_dump() | {"summary": {"mode": "model", "tokens": 0.5, "after": 4.0, "reads": 1.5}}
+    summary = PolicyRecipe(**raw).policy(64, 32, LAYERS).summary
+    assert (summary.tokens, summary.after, summary.reads) == (32, 256, 96)
 
 
 def test_a_layer_that_the_model_lacks_is_named():

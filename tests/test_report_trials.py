@@ -42,6 +42,16 @@ SUMMED = {
 }
 
 
+AMORTISED = {
+    "tokens": measure(8123.0),
+    "made": measure(4.0),
+    "failures": measure(3.0),
+    "retries": measure(2.0),
+    "fallbacks": measure(1.0),
+    "share": measure(0.0876),
+}
+
+
 @pytest.fixture
 def results(params, tmp_path, monkeypatch) -> Params:
     """A working directory that holds the JSON of a whole run; returns its params."""
@@ -59,6 +69,7 @@ def test_what_was_not_measured_has_no_table(results):
         assert "conversations at depth" not in page
         assert "Lossless" not in page
         assert "Summaries at" not in page
+        assert "Summaries in" not in page
 
 
 def test_what_summaries_took_and_gave_is_shown(results):
@@ -70,6 +81,16 @@ def test_what_summaries_took_and_gave_is_shown(results):
         r"\| streaming_llm \| +256 \| +4\.0 \| +8\.0 \| +4\.0 \| +61 \| +17 \| +0\.58 \| +12\.3 \|", markdown
     )
     assert "Summaries at depth 512" in html
+
+
+def test_what_summaries_cost_in_the_long_run_is_stated(results):
+    bend(BENCH, "rows", 6, "summary", value=SUMMED)
+    bend(BENCH, "rows", 6, "timing", "summary", value={"share": measure(0.1234)})
+    bend(BENCH, "rows", 6, "conversation", value=AMORTISED)
+    markdown, html = pages(results)
+    assert "### Summaries in a conversation of about 8,123 tokens" in markdown
+    assert re.search(r"\| streaming_llm \| +256 \| +4 \| +3 \| +2 \| +1 \| +8\.8 \|", markdown)
+    assert "of the whole conversation’s time" in html
 
 
 def test_recall_in_conversations_is_shown_by_policy(results):

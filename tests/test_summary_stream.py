@@ -214,6 +214,7 @@ def test_a_writer_that_fails_is_asked_once_more_then_sentences_stand_in():
         if len(told.asked) > asked:
             account = stream.account
             seen.append((account.made, account.failures, account.fallbacks, len(stream.ledger.waiting) > 0))
+            assert account.retries == len(seen) // 3, "the third time and the sixth"
             if len(seen) == 2:
                 assert stream.summary == tuple(good), "the old one stays"
             if len(seen) == 3:
@@ -231,6 +232,32 @@ def test_a_writer_that_fails_is_asked_once_more_then_sentences_stand_in():
     first, second = told.asked[1][1], told.asked[2][1]
     assert second.ids[: len(first)] == first.ids
     assert told.asked[3][0].ids == fallback
+
+
+def test_summaries_are_due_more_rarely_as_the_text_grows():
+    policy, told = small_summary("streaming_summary", slack=0, first=10, after=100), Told([TEXTS[0]])
+    stream, due = stream_of(qwen3(), policy, 400, told), []
+    for token in random_ids(400):
+        stream.feed([token])
+        due += [len(told.asked[-1][1])] if len(told.asked) > len(due) else []
+    assert due == [10, 40, 100, 100, 100]
+
+
+def test_what_will_be_taken_back_is_not_summarised():
+    policy, told, ids = small_summary("streaming_summary"), Told([TEXTS[0]]), random_ids(90)
+    stream, straight = (stream_of(qwen3(), policy, 150, one) for one in (told, Told([TEXTS[0]])))
+    stream.feed(ids[:20])
+    for at in range(20, 90, 10):
+        point = stream.checkpoint()
+        stream.tentative = True
+        stream.feed(random_ids(30))
+        assert len(told.asked) == stream.account.made
+        stream.resume(point)
+        stream.tentative = False
+        stream.feed(ids[at : at + 10])
+    straight.feed(ids)
+    assert stream.account.made == len(told.asked) > 5
+    assert stream.entry_ids == straight.entry_ids
 
 
 def test_what_summaries_cost_is_counted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from pipeline import prompts
 from pipeline.engines.summary import sentences
 from pipeline.engines.summary.ledger import Ledger, Passage, spans
-from pipeline.engines.summary.writer import Extractive, ModelWriter
+from pipeline.engines.summary.writer import GENERATIONS, Extractive, ModelWriter
 from pipeline.engines.torch.kv import TorchKvEngine
 from pipeline.kv.precision import Precision
 from tests.kv_models import gpt_neox, qwen3, words
 
+USER = [{"role": "user", "content": "w1"}]
 Q4_0 = Precision("q4_0", "q4_0")
 
 
@@ -62,6 +64,37 @@ def test_an_answer_that_does_not_end_is_too_long(saying):
     writer = saying("w1", "w2", "w3", "<|im_end|>")
     assert len(writer.write(passage([]), passage([60]), 3).ids) == 3
     assert len(writer.write(passage([]), passage([60]), 2).ids) > 2
+
+
+def test_an_answer_that_does_not_end_is_cut_at_its_last_sentence(saying):
+    writer = saying("w1", "。", "w2", "w3", "w4", "<|im_end|>")
+    cut = {most: writer.write(passage([]), passage([60]), most).ids for most in (2, 4, 5)}
+    assert cut == {2: ids_of("w1", "。"), 4: ids_of("w1", "。"), 5: ids_of("w1", "。", "w2", "w3", "w4")}
+    assert len(writer.write(passage([]), passage([60]), 1).ids) > 1
+
+
+def test_words_that_were_rewritten_often_enough_stay_as_they_are(saying):
+    ids = ids_of("w7", "。", "w8", "w9", "。")
+    writer, old = saying("w1", "w2", "<|im_end|>"), Passage(ids, tuple(range(-5, 0)), (5.0,) * 2 + (1.0,) * 3, 3)
+    again = writer.write(old, passage([60]), 8)
+    assert (again.ids, again.generation) == (ids_of("w1", "w2"), GENERATIONS)
+    kept = writer.write(replace(old, generation=GENERATIONS), passage([60]), 6)
+    assert (kept.ids, kept.generation) == (ids_of("w7", "。", "w1", "w2"), GENERATIONS)
+    assert kept.computed < again.computed, "the old one is not read"
+    silent = saying("<|im_end|>").write(replace(old, generation=GENERATIONS), passage([60]), 6)
+    assert silent.ids == ()
+    assert len(writer.write(replace(old, generation=GENERATIONS), passage([60]), 2).ids) > 2
+
+
+def test_a_writer_reads_the_heaviest_sentences_and_half_of_them_again(saying, monkeypatch):
+    ids = ids_of("w1", "w2", "。", "w3", "。", "w4", "w5", "。")
+    text = Passage((1, *ids, 1), tuple(range(10)), (9.0, 1.0, 1.0, 1.0, 5.0, 5.0, 3.0, 3.0, 3.0, 9.0))
+    read = []
+    monkeypatch.setattr(ModelWriter, "_request", lambda self, old, new, most: read.append(tuple(new)) or USER)
+    writer = saying("w1", "<|im_end|>")
+    for reads, again in ((None, False), (10, False), (5, False), (5, True), (None, True)):
+        replace(writer, reads=reads).write(passage([]), text, 8, again)
+    assert read == [text.ids, text.ids, ids[3:], ids[3:5], ids[3:]]
 
 
 @pytest.mark.parametrize(

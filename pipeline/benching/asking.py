@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from pipeline import prompts, runtime
+from pipeline.benching import conversing, recalling
 from pipeline.config import Runtime
 from pipeline.engines.cache import KvEngine
 from pipeline.engines.llama.kv import LlamaKvEngine
@@ -24,6 +25,8 @@ from pipeline.kv.policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from pipeline.benching.plan import Plan
 
 Ask = Callable[[KvEngine, Sequence[Policy], Any, "PreTrainedTokenizerBase"], list]
 """Takes an engine, policies, one task and the model's tokenizer; returns an answer for each policy."""
@@ -37,6 +40,12 @@ class Setting:
     tokenizer: Path
     policies: tuple[Policy, ...]
     runtime: Runtime
+
+
+def questions(planned: Plan) -> list[tuple[Ask, Any]]:
+    """Return all tasks, facts before conversations, each with who asks it."""
+    facts = [(recalling.asked, task) for tasks in planned.recall.values() for task in tasks]
+    return facts + [(conversing.asked, task) for task in planned.dialogues]
 
 
 def answers(setting: Setting, questions: Sequence[tuple[Ask, Any]], bar: tqdm) -> list[list]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import io, prompts
+from pipeline.benching import amortising
+from pipeline.benching.amortising import Turn
 from pipeline.benching.trial import Document
 from pipeline.config import Bench
 from pipeline.engines.llama import library
@@ -51,6 +53,7 @@ class Plan:
     dialogues: list[DialogueTask]
     drafting: tuple[Case, ...]  # of lossless decoding
     answering: tuple[Case, ...]  # evaluate's samples, full KV first
+    turns: tuple[Turn, ...]  # of a long conversation, if conversations are measured and a case makes summaries
     words: PreTrainedTokenizerBase  # the model's tokenizer
 
     @property
@@ -63,7 +66,9 @@ class Plan:
         """How many trials and questions there are in all."""
         documents = sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)
         questions = len(self.dialogues) + sum(map(len, self.recall.values()))
-        return documents + questions * len(self.cases) + len(self.drafting) * len(self.documents[max(self.documents)])
+        long = sum(map(amortising.summarises, self.cases)) if self.turns else 0
+        drafting = len(self.drafting) * len(self.documents[max(self.documents)])
+        return documents + questions * len(self.cases) + long + drafting
 
 
 def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) -> Plan:
@@ -90,7 +95,9 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
     cases.sort(key=lambda case: case.policy != FULL)
     if answering:
         answering = [cases[0], *(case for case in answering if case.policy != FULL)]
-    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), tuple(answering), words)
+    summarising = conversations and any(map(amortising.summarises, cases))
+    long = amortising.turns(words, messages, amortising.LENGTH * max(bench.depths)) if summarising else ()
+    return Plan(tuple(cases), documents, asked, conversations, tuple(drafting), tuple(answering), tuple(long), words)
 
 
 def continuation(bench: Bench) -> int:

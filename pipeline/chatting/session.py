@@ -169,13 +169,13 @@ class Session:
         """Feed what follows the point, and move the point behind it."""
         if self._ahead:
             self._stream.resume(self._point.checkpoint)
-        self._ahead = True
+        self._ahead, self._stream.tentative = True, False
         self._stream.feed(ids)
         self._point = Point(len(self.messages) if messages is None else messages, self._stream.checkpoint())
         self._ahead = False
 
     def _generated(self, reply: _Reply) -> Iterator[str]:
-        self._ahead = True
+        self._ahead = self._stream.tentative = True
         logits = self._stream.feed(self._opening)
         most = self._voice.max_tokens
         left = most if self.setting.limit is None else self.setting.limit - self._stream.seen + 1

@@ -33,4 +33,6 @@ def opened(engine: KvEngine, cache: Cache, policy: Policy, words: PreTrainedToke
 def _writer(engine: KvEngine, summary: Summary, words: PreTrainedTokenizerBase) -> Writer | None:
     if not summary.tokens or summary.mode == "none":
         return None
-    return ModelWriter(engine, words, summary.precision) if summary.mode == "model" else Extractive(words)
+    if summary.mode == "extractive":
+        return Extractive(words)
+    return ModelWriter(engine, words, summary.precision, summary.reads)

@@ -66,6 +66,7 @@ class Stream:
         self.peaks = [0] * engine.shape.layers  # most entries of each layer that lived at once
         self.attended = 0  # entries that tokens saw, all layers and tokens added up
         self.aside = Aside()
+        self.tentative = False  # whether what comes will be taken back, so that nothing costly is to be made of it
 
     @property
     def lives(self) -> list[int]:

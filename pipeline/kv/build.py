@@ -110,6 +110,8 @@ def _summary(source: rewriting.Summary, budget: int) -> Summary:
         mode=source.mode,
         tokens=source.most(budget),
         after=source.due(budget),
+        first=source.first,
+        reads=source.read(budget),
         shifts=source.reinsert == "shift",
         precision=Precision(source.precision, source.precision),
     )

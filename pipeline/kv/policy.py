@@ -17,20 +17,29 @@ from pipeline.kv.precision import F16, Precision
 from pipeline.kv.running import Running
 from pipeline.kv.signals import window
 
+GROWTH = 4  # from a summary to the next, in evicted tokens, until there are enough
+
 
 @dataclass(frozen=True)
 class Summary:
     """What stands for evicted text, between the sinks and all others.
 
     The ``model`` writes it in a small context of its own, or its sentences are drawn from the text (``extractive``), or
-    its room stays empty (``none``). A new one is due once ``after`` tokens have been evicted since the last.
+    its room stays empty (``none``). The first is due once ``first`` tokens have been evicted, each later one after
+    several times as many, up to ``after``: what is told first enters soon, and a long text's summaries cost little.
     """
 
     mode: Literal["model", "extractive", "none"]
     tokens: int  # most entries, of the budget's
-    after: int
+    after: int  # evicted tokens that make a new one due, in the long run
+    first: int | None = None  # None: as later ones
+    reads: int | None = None  # evicted tokens that the model sees of them at most; None: all
     shifts: bool = False  # newer entries move to make room for it; else they are computed again behind it
     precision: Precision = F16  # of the context that it is written in, where that can be held
+
+    def due(self, made: int) -> int:
+        """Return how many evicted tokens make a new one due after ``made`` of them."""
+        return self.after if self.first is None else min(self.after, self.first * GROWTH ** min(made, 9))
 
 
 @dataclass(frozen=True)

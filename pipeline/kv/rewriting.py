@@ -10,17 +10,22 @@ from pipeline.kv.precision import KvType
 from pipeline.schema import Section
 
 Share = Annotated[float, Field(gt=0, le=1)]
+Multiple = Annotated[float, Field(gt=0)]
+
+FIRST = 256
 
 
 class Summary(Section):
     """What stands for evicted text: written by the model, drawn from the text, or nothing, its room left empty.
 
-    Numbers of tokens are counts, or shares of the budget.
+    Numbers of tokens are counts, or multiples of the budget.
     """
 
     mode: Literal["model", "extractive", "none"]
     tokens: Annotated[int, Field(ge=0)] | Share  # most entries; they count within the budget
-    after: Annotated[int, Field(gt=0)] | Share  # evicted tokens that make a new one due
+    after: Annotated[int, Field(gt=0)] | Multiple  # evicted tokens that make a new one due, in the long run
+    first: Annotated[int, Field(gt=0)] = FIRST  # that make the first due, if fewer; then 4 times as many each
+    reads: Annotated[int, Field(gt=0)] | Multiple | None = None  # of these, in sentences that weigh most; null: all
     reinsert: Literal["rebuild", "shift"] = "rebuild"  # compute newer entries again behind it, or move them
     precision: KvType = "q4_0"  # of the context that it is written in, where model and engine allow it
 
@@ -31,6 +36,10 @@ class Summary(Section):
     def due(self, budget: int) -> int:
         """Return how many evicted tokens make a new one due."""
         return max(1, _of(self.after, budget))
+
+    def read(self, budget: int) -> int | None:
+        """Return how many evicted tokens the model sees at most; None if all."""
+        return None if self.reads is None else max(1, _of(self.reads, budget))
 
 
 class Rewriting(Section):

@@ -61,8 +61,12 @@ def _summary(summary: rewriting.Summary) -> str:
     if summary.mode == "none":
         return f"nothing({_number(summary.tokens)})"
     author = "the model's" if summary.mode == "model" else "sentences"
+    if summary.reads:
+        author += f" of {_number(summary.reads)}"
     way = "" if summary.reinsert == "rebuild" else ", put in by a shift"
-    return f"summary({_number(summary.tokens)}, {author}, every {_number(summary.after)} evicted{way})"
+    return (
+        f"summary({_number(summary.tokens)}, {author}, every {summary.first} to {_number(summary.after)} evicted{way})"
+    )
 
 
 def _kept(keep: recipe.Keep) -> list[str]:

@@ -203,6 +203,7 @@ class BenchRow(Record):
     quality: Kept
     timing: Timing
     summary: dict[str, Measured] | None = None  # what summaries took and gave, a document
+    conversation: dict[str, Measured] | None = None  # the same, of one long conversation
     recall: dict[str, dict[str, Measured]] = Field(default_factory=dict)
     dialogue_recall: DialogueRecall | None = None
     kept: list[list[float]] = Field(default_factory=list)  # layer by stretch of the prompt: the share that is kept

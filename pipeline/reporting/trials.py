@@ -17,10 +17,16 @@ DIALOGUES_NOTE = (
 )
 SUMMARIES = "Summaries at depth {depth}"
 SUMMARIES_NOTE = (
-    "Means over the documents, prompt and continuation. A summary fails if it is empty or does not end within its "
-    "room; after two failures in a row whole sentences of the text take its place. Time is of summaries and of what is "
-    "computed again behind them, as a share of the row’s whole time. The writer’s own cache is held only while it "
-    "writes, and is not part of the row’s KV bytes."
+    "Means over the documents, prompt and continuation. A summary that does not end within its room is cut at its last "
+    "sentence. It fails if it is empty or if no sentence ends there; after two failures in a row whole sentences of "
+    "the text take its place. Time is of summaries and of what is computed again behind them, as a share of the row’s "
+    "whole time. The writer’s own cache is held only while it writes, and is not part of the row’s KV bytes."
+)
+AMORTISED = "Summaries in a conversation of about {tokens} tokens"
+AMORTISED_NOTE = (
+    "One conversation, as chat holds it: messages are read, replies are decoded token by token, and the next turn "
+    "reads them again as history. The share is the time in which summaries were written, failed attempts among it, and "
+    "entries were computed again behind them, of the whole conversation’s time: what summaries cost in the long run."
 )
 LOSSLESS = "Lossless decoding at depth {depth}"
 LOSSLESS_NOTE = (
@@ -38,6 +44,9 @@ def tables(bench: Bench) -> list[tuple[str, Table, str]]:
     found = []
     if summed:
         found.append((SUMMARIES.format(depth=summed[0].depth), summaries(summed), SUMMARIES_NOTE))
+    if long := [row for row in summed if row.conversation]:
+        tokens = number(long[0].conversation["tokens"].value, 0).text
+        found.append((AMORTISED.format(tokens=tokens), amortised(long), AMORTISED_NOTE))
     if asked:
         found.append((DIALOGUES.format(depth=asked[0].depth), dialogues(asked), DIALOGUES_NOTE))
     if bench.lossless:
@@ -61,6 +70,24 @@ def summaries(rows: Sequence[BenchRow]) -> Table:
         Column("Waiting", mean("waiting", 0), "evicted tokens that no summary covers yet, at the end"),
         Column("Writer’s KV, MB", mean("kv_bytes_peak", 2, 1 / MEGABYTE), "its own cache at its fullest", "lower"),
         Column("Time, %", lambda row: measured(row.timing.summary["share"], 1, 100), "of the row’s time", "lower"),
+    ]
+    return build(columns, rows)
+
+
+def amortised(rows: Sequence[BenchRow]) -> Table:
+    """Return what summaries cost each policy in one long conversation."""
+
+    def found(name: str, digits: int, scale: float = 1) -> Callable[[BenchRow], Cell]:
+        return lambda row: measured(row.conversation[name], digits, scale)
+
+    columns = [
+        words("Policy", lambda row: text(row.policy)),
+        Column("Budget", lambda row: text(row.budget), "KV entries a layer may keep, the summary’s among them"),
+        Column("Made", found("made", 0), "summaries that entered the cache"),
+        Column("Failed", found("failures", 0), "times that the writer gave nothing, or too much", "lower"),
+        Column("Retried", found("retries", 0), "times that it was asked once more", "lower"),
+        Column("Sentences instead", found("fallbacks", 0), "summaries of sentences after two failures", "lower"),
+        Column("Share of time, %", found("share", 1, 100), "of the whole conversation’s time", "lower"),
     ]
     return build(columns, rows)
 

@@ -15,6 +15,7 @@ class Account:
 
     made: int = 0  # summaries that entered the cache
     failures: int = 0  # times that a writer gave nothing, or too much
+    retries: int = 0  # times that it was asked once more
     fallbacks: int = 0  # summaries of sentences in place of a second failure
     computed: int = 0  # tokens that writers ran through the model
     written: int = 0  # tokens of summaries that entered the cache

@@ -15,15 +15,22 @@ class Passage:
     ids: tuple[int, ...] = ()
     origins: tuple[int, ...] = ()  # where they stand in the text
     weights: tuple[float, ...] = ()
+    generation: int = 0  # of a summary: how often its oldest words have been written anew; 0 is the text itself
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __deepcopy__(self, memo: dict) -> Passage:
+        """Return the passage itself: nothing in it changes, and every checkpoint copies what waits."""
+        return self
+
     def joined(self, other: Passage) -> Passage:
         """Return both, in text order."""
+        if not self.origins or not other.origins or self.origins[-1] < other.origins[0]:
+            return Passage(self.ids + other.ids, self.origins + other.origins, self.weights + other.weights)
         parts = [zip(one.origins, one.ids, one.weights, strict=True) for one in (self, other)]
         rows = sorted(row for part in parts for row in part)
-        origins, ids, weights = zip(*rows, strict=True) if rows else ((), (), ())
+        origins, ids, weights = zip(*rows, strict=True)
         return Passage(ids, origins, weights)
 
 
@@ -33,6 +40,7 @@ class Ledger:
 
     waiting: Passage = field(default_factory=Passage)
     covered: tuple[range, ...] = ()
+    generation: int = 0  # of the present summary
 
     @property
     def empty(self) -> bool:

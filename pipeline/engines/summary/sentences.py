@@ -45,6 +45,13 @@ def best(words: PreTrainedTokenizerBase, passages: Sequence[Passage], most: int)
     return tuple(token for index in sorted(chosen) for token in found[index].ids)
 
 
+def head(words: PreTrainedTokenizerBase, ids: Sequence[int], most: int) -> list[int]:
+    """Return the whole sentences that a text begins with, at most ``most`` tokens; none if not one fits."""
+    texts = _texts(words, ids)
+    stops = [at for at, text in enumerate(texts[:most], 1) if ends(text, texts[at] if at < len(texts) else "")]
+    return list(ids[: stops[-1]]) if stops else []
+
+
 def split(words: PreTrainedTokenizerBase, passage: Passage) -> Iterator[Sentence]:
     """Yield a passage's sentences; control tokens and roles end one and are left out.
 

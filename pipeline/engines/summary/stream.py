@@ -23,7 +23,8 @@ class SummaryStream(TextStream):
     """A stream of which every token is at one place: among the sinks, in the ledger, or alive behind the summary.
 
     The summary is whole at any time: a new one takes the old one's place between two tokens. A writer that fails is
-    asked again after the next cut, the old summary staying; if it fails again, sentences of the text do.
+    asked again after the next cut, the old summary staying; if it fails again, sentences of the text do. While what
+    comes is ``tentative``, what is evicted waits: a summary of it would be written twice.
     """
 
     def __init__(self, engine: KvEngine, cache: Cache, policy: Policy, writer: Writer | None, fallback: Extractive):
@@ -63,13 +64,15 @@ class SummaryStream(TextStream):
             self.ledger.cover(before.origins[0][0][gone].tolist())
             return
         self.ledger.add(_passage(before, ids, gone.nonzero()[:, 0]))
-        if len(self.ledger.waiting) >= self._whole.summary.after:
+        if len(self.ledger.waiting) >= self._whole.summary.due(self._account.made) and not self.tentative:
             stop = self._prefix + len(self.summary)
-            self._renew(_passage(before, ids, torch.arange(self._prefix, stop)))
+            old = _passage(before, ids, torch.arange(self._prefix, stop))
+            self._renew(replace(old, generation=self.ledger.generation))
         self._account.waiting, self._account.entries = len(self.ledger.waiting), len(self.summary)
 
     def _renew(self, old: Passage) -> None:
         """Put a new summary in the old one's place, or keep it until the next cut if the writer fails."""
+        self._account.retries += self._failed
         found = self._asked(self._writer, old)
         if not self._fits(found):
             self._account.failures += 1
@@ -81,6 +84,7 @@ class SummaryStream(TextStream):
         self._failed = False
         self.ledger.settle()
         if found.ids:
+            self.ledger.generation = found.generation
             started = time.perf_counter()
             self._insert(found.ids)
             self._account.inserting += time.perf_counter() - started
@@ -92,7 +96,7 @@ class SummaryStream(TextStream):
 
     def _asked(self, writer: Writer, old: Passage) -> Written:
         started = time.perf_counter()
-        found = writer.write(old, self.ledger.waiting, self._whole.summary.tokens)
+        found = writer.write(old, self.ledger.waiting, self._whole.summary.tokens, self._failed)
         self._account.add(found, time.perf_counter() - started)
         self.aside.tokens += found.computed
         self.aside.attended += found.attended
