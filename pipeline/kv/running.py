@@ -144,7 +144,7 @@ class Hits:
         for row in range(max(0, count - self.history), count):
             plane, bit = divmod((self.seen + row) % self.history, BITS)
             hits = rows[:, row] > 1.0 / (entries - count + row + 1)
-            ring[plane].bitwise_and_(~(1 << bit) & 0xFF).bitwise_or_(hits.to(torch.uint8) << bit)
+            ring[plane].bitwise_and_(~(1 << bit) & 0xFF).add_(hits, alpha=1 << bit)
         self.seen += count
 
     def value(self) -> Tensor:
