@@ -31,7 +31,7 @@ METHOD = {
     "decode": "one prompt for all policies and encodings, prefilled once in the first encoding",
     "prefill": "the computation alone for full KV; contexts, cuts and copies included for all others",
     "rss_before": "the prompt in a full cache and in a copy of it; rss_after: the small cache alone",
-    "step": "scores above the faster of recent_only and streaming_llm_original, which cut as often",
+    "step": "scores above the same cells, cuts and positions without scores; a cut rarer than blocks is not timed",
 }
 FULL_KV = {"prefill": "seconds", "decode": "tpot_ms"}  # figure: what is compared
 

@@ -76,7 +76,7 @@ def rows(result: dict, figure: str) -> list[dict]:
 
 def test_every_figure_has_its_rows(result):
     assert Counter(row["figure"] for row in result["rows"]) == {
-        "step": 14, "prefill": 5, "decode": 15, "narrowed": 2, "compression": 5, "online": 3, "memory": 2,
+        "step": 18, "prefill": 5, "decode": 15, "narrowed": 2, "compression": 5, "online": 3, "memory": 2,
         "handed over": 1,
     }  # fmt: skip
     assert len(result["rows"]) == figures.planned(TINY)

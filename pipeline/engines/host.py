@@ -123,9 +123,9 @@ class Host:
                 )
             )
         self._blocks = [torch.cat(pair, 1) for pair in zip(self._blocks, made, strict=True)] if self._blocks else made
-        for memory in self._memories:
-            waiting = memory.value().shape[-1]
-            memory.gather(torch.arange(count * size, waiting).expand(self._heads, -1))
+        for index, memory in enumerate(self._memories):
+            waiting = torch.arange(count * size, memory.value().shape[-1])
+            self._memories[index] = memory.gathered(waiting.expand(self._heads, -1))
 
     def _evidence(self, living: Snapshot) -> list[Evidence]:
         """Return what the signal may look at. The heads of a layer keep one set: entries are told of one head."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,16 +96,13 @@ def evict(snapshot: Snapshot, cut: Cut, budget: int, positions: Positions, rope:
     ]
     if positions.shifts:
         layers = moved(layers, [to - was for to, was in zip(new, old, strict=True)], rope)
-    memories = copy.deepcopy(list(snapshot.memories))
-    for memory, index in zip(memories, keep, strict=False):
-        memory.gather(index)
     return replace(
         snapshot,
         layers=layers,
         origins=[origins.gather(1, index) for origins, index in zip(snapshot.origins, keep, strict=True)],
         positions=new,
         queries=[_turned(queries, upcoming - snapshot.upcoming, rope) for queries in snapshot.queries],
-        memories=memories,
+        memories=[memory.gathered(index) for memory, index in zip(snapshot.memories, keep, strict=False)],
         upcoming=upcoming,
     )
 

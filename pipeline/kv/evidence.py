@@ -60,6 +60,6 @@ class Evidence:
 
     def attention(self, queries: Queries, head: int, keys: Tensor) -> Tensor:
         """Return the attention weights [group, w, n] of some queries on one KV head's entries, causal."""
-        scores = self.logits(queries, head, keys) / math.sqrt(keys.shape[-1])
+        scores = self.logits(queries, head, keys).div_(math.sqrt(keys.shape[-1]))
         later = self.origins[head] > queries.origins[:, None]
-        return torch.softmax(scores.masked_fill(later, -torch.inf), dim=-1)
+        return torch.softmax(scores.masked_fill_(later, -torch.inf), dim=-1)

@@ -29,7 +29,7 @@ class Rope:
         """Return cosines and sines [..., n, dims / 2], computed once for each position that occurs."""
         half = self.dims // 2
         frequencies = self.theta ** (-torch.arange(half, dtype=torch.float64) / half)
-        different, index = positions.unique(return_inverse=True)
+        different, index = _different(positions)
         angles = different.double().unsqueeze(-1) * frequencies  # float32 would blur positions in the thousands
         return angles.cos().float()[index], angles.sin().float()[index]
 
@@ -44,3 +44,12 @@ class Rope:
             return torch.cat([pairs.flatten(-2), rest], dim=-1)
         first, second = turned[..., :half], turned[..., half:]
         return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def _different(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return positions in order, those that occur among them, and int64 [...] where each of the given ones stands."""
+    if positions.numel():
+        least, most = (int(end) for end in positions.aminmax())
+        if most - least < positions.numel():  # as many at most: nothing need be sorted
+            return torch.arange(least, most + 1), positions - least
+    return positions.unique(return_inverse=True)

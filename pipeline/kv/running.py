@@ -1,7 +1,7 @@
 """Running scorers: what is gathered of every attention row, entry by entry, while the cache lives.
 
 ``observe`` takes the attention weights of new queries, oldest first: float32 [heads, w, n], n entries of which the
-last w are the queries' own. ``gather`` follows a cut. All keep one number or more for every query head and entry.
+last w are the queries' own. ``gathered`` follows a cut. All keep one number or more for every query head and entry.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,8 +24,8 @@ class Memory(Protocol):
     def value(self) -> Tensor:
         """Return float32 [heads, n]."""
 
-    def gather(self, keep: Tensor) -> None:
-        """Follow a cut that keeps entries int64 [kv_heads, m]."""
+    def gathered(self, keep: Tensor) -> Memory:
+        """Return it after a cut that keeps entries int64 [kv_heads, m], apart from this one."""
 
     def size_bytes(self) -> int:
         """Return the bytes it takes."""
@@ -33,11 +34,12 @@ class Memory(Protocol):
 Running = Callable[[], Memory]
 
 AHEAD = 64  # entries that room is taken for at once
+BITS = 8  # of a byte
 
 
 @dataclass
 class Column:
-    """Numbers [heads, n, ...] that grow with the entries, which come one by one: room is taken for many at once."""
+    """Numbers [..., heads, n] that grow with the entries, which come one by one: room is taken for many at once."""
 
     room: Tensor | None = None
     entries: int = 0
@@ -45,31 +47,31 @@ class Column:
     @property
     def view(self) -> Tensor:
         """The numbers."""
-        return self.room[:, : self.entries]
+        return self.room[..., : self.entries]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the numbers."""
         return 0 if self.room is None else self.view.nbytes
 
-    def grown(self, heads: int, entries: int, *others: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return a view [heads, entries, ...] with zeros for the new entries; ``others`` are the lengths behind."""
-        if self.room is None or entries > self.room.shape[1]:
-            room = torch.zeros(heads, entries + AHEAD, *others, dtype=dtype)
+    def grown(self, *lengths: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a view of these ``lengths``, the entries last, with zeros for the new ones."""
+        *others, entries = lengths
+        if self.room is None or entries > self.room.shape[-1]:
+            room = torch.zeros(*others, entries + AHEAD, dtype=dtype)
             if self.room is not None:
-                room[:, : self.entries] = self.view
+                room[..., : self.entries] = self.view
             self.room = room
         self.entries = entries
         return self.view
 
-    def gather(self, keep: Tensor) -> None:
-        """Keep entries int64 [kv_heads, m] of each head; every query head follows its KV head."""
+    def gathered(self, keep: Tensor) -> Column:
+        """Return the entries int64 [kv_heads, m] of each head; every query head follows its KV head."""
         if self.room is None:
-            return
-        heads, cells = self.room.shape[:2]
-        index = keep.repeat_interleave(heads // len(keep), dim=0) + cells * torch.arange(heads).unsqueeze(1)
-        kept = self.room.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, *self.room.shape[2:])
-        self.room, self.entries = kept, kept.shape[1]
+            return Column()
+        index = keep.repeat_interleave(self.room.shape[-2] // len(keep), dim=0)
+        kept = self.room.gather(-1, index.expand(*self.room.shape[:-1], -1))
+        return Column(kept, kept.shape[-1])
 
 
 @dataclass
@@ -87,9 +89,9 @@ class Sums:
         """Return the sums."""
         return self.sums.view
 
-    def gather(self, keep: Tensor) -> None:
-        """Keep the sums of the survivors; those of the evicted are lost."""
-        self.sums.gather(keep)
+    def gathered(self, keep: Tensor) -> Sums:
+        """Return the sums of the survivors; those of the evicted are lost."""
+        return Sums(self.sums.gathered(keep))
 
     def size_bytes(self) -> int:
         """Return the bytes of the sums."""
@@ -113,10 +115,9 @@ class Means:
         """Return the means."""
         return self.sums.value() / self.counts.view
 
-    def gather(self, keep: Tensor) -> None:
-        """Keep sums and counts of the survivors."""
-        self.sums.gather(keep)
-        self.counts.gather(keep)
+    def gathered(self, keep: Tensor) -> Means:
+        """Return sums and counts of the survivors."""
+        return Means(self.sums.gathered(keep), self.counts.gathered(keep))
 
     def size_bytes(self) -> int:
         """Return the bytes of sums and counts."""
@@ -129,38 +130,34 @@ class Hits:
 
     Scissorhands (Liu et al., 2023, arXiv 2305.17118). Its listing marks low weights, its text and figures keep the
     entries that matter: high weights are counted here. An even share is one over the entries that a row sees.
-    The rows stand in a ring, so that a new one costs itself and the one it replaces.
+    The rows stand in a ring, a bit each, so that a new one costs itself and the one it replaces.
     """
 
     history: int
-    ring: Column = field(default_factory=Column)  # uint8 [heads, n, history]
-    counts: Column = field(default_factory=Column)  # int32 [heads, n]
+    ring: Column = field(default_factory=Column)  # uint8 [history / 8, heads, n]
     seen: int = 0  # rows so far
 
     def observe(self, rows: Tensor) -> None:
-        """Note the hits of new rows and forget those beyond the history."""
+        """Note the hits of new rows in place of those beyond the history."""
         heads, count, entries = rows.shape
-        recent = rows[:, -self.history :].transpose(1, 2)
-        hits = recent > 1.0 / _visible(rows).sum(1)[-self.history :]
+        ring = self.ring.grown(-(-self.history // BITS), heads, entries, dtype=torch.uint8)
+        for row in range(max(0, count - self.history), count):
+            plane, bit = divmod((self.seen + row) % self.history, BITS)
+            hits = rows[:, row] > 1.0 / (entries - count + row + 1)
+            ring[plane].bitwise_and_(~(1 << bit) & 0xFF).add_(hits, alpha=1 << bit)
         self.seen += count
-        places = torch.arange(self.seen - hits.shape[2], self.seen) % self.history
-        ring = self.ring.grown(heads, entries, self.history, dtype=torch.uint8)
-        counts = self.counts.grown(heads, entries, dtype=torch.int32)
-        counts += hits.sum(2, dtype=torch.int32) - ring[:, :, places].sum(2, dtype=torch.int32)
-        ring[:, :, places] = hits.to(torch.uint8)
 
     def value(self) -> Tensor:
         """Return the counts."""
-        return self.counts.view.float()
+        return torch.from_numpy(np.bitwise_count(self.ring.view.numpy()).sum(0, dtype=np.float32))
 
-    def gather(self, keep: Tensor) -> None:
-        """Keep the hits of the survivors."""
-        self.ring.gather(keep)
-        self.counts.gather(keep)
+    def gathered(self, keep: Tensor) -> Hits:
+        """Return the hits of the survivors."""
+        return Hits(self.history, self.ring.gathered(keep), self.seen)
 
     def size_bytes(self) -> int:
-        """Return the bytes of the hits and their counts."""
-        return self.ring.nbytes + self.counts.nbytes
+        """Return the bytes of the hits."""
+        return self.ring.nbytes
 
 
 def _visible(rows: Tensor) -> Tensor:

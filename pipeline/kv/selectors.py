@@ -23,13 +23,13 @@ def cyclic_pairs(scores: Tensor, stay: int, evicted: int) -> Tensor:
     TreeKV (He et al., 2025, arXiv 2501.04987). The cycle is as long as the cache it leaves: its listing skips some
     pairs, its text and figure do not. A tie goes to the right one. Old entries thin out more and more.
     """
-    return torch.tensor([_competed(head, stay, evicted) for head in scores.tolist()], dtype=torch.long)
-
-
-def _competed(scores: list[float], stay: int, evicted: int) -> list[int]:
-    index = list(range(len(scores)))
-    for turn in range(evicted, evicted + len(scores) - stay):
-        left = turn % stay if stay else 0
-        loser = left + 1 if scores[left] > scores[left + 1] else left
-        del scores[loser], index[loser]
-    return index
+    index = torch.arange(scores.shape[1]).expand_as(scores)
+    while stay and index.shape[1] > stay:
+        left = evicted % stay
+        pairs = min(index.shape[1] - stay, stay - left)  # one after another until the cycle ends: none meets twice
+        rivals = index[:, left : left + 2 * pairs]
+        first, second = scores.gather(1, rivals).unflatten(1, (pairs, 2)).unbind(2)
+        winners = torch.where(first > second, rivals[:, ::2], rivals[:, 1::2])
+        index = torch.cat([index[:, :left], winners, index[:, left + 2 * pairs :]], dim=1)
+        evicted += pairs
+    return index[:, :stay]

@@ -46,6 +46,13 @@ class Case:
         """Return a recipe's policy at a budget; raise ConfigError if they do not fit."""
         return cls(name, recipe.read(name).policy(budget, slack, layers), flash)
 
+    @property
+    def unscored(self) -> Case:
+        """Return the case that cuts as often and as much, each layer down to its sinks and newest entries."""
+        segments = replace(self.policy.decode.segments, recent=0)
+        cut = replace(self.policy.decode, segments=segments, scorer=None)
+        return replace(self, name=f"{self.name} without scores", policy=replace(self.policy, decode=cut))
+
 
 @dataclass(frozen=True)
 class Engines:

@@ -24,13 +24,13 @@ class Signal:
     """A tensor that can be listened to."""
 
     dimensions: int
-    operation: str | None = None  # of several tensors with its name, the one that this operation gives
+    operation: str  # of several tensors with its name, the one that this operation gives
 
 
 SIGNALS = {
     "kq_soft_max": Signal(3, "SOFT_MAX"),  # [heads, queries, cells]; without flash attention alone
     "Qcur": Signal(3, "ROPE"),  # [queries, heads, head length], rotated to their positions
-    "l_out": Signal(2),  # [queries, width], a layer's output; of the last layer, the rows that logits are wanted of
+    "l_out": Signal(2, "ADD"),  # [queries, width], a layer's output; of the last, the rows that logits are wanted of
 }
 
 
@@ -41,12 +41,11 @@ class _Session:
     takers: Mapping[str, Taker]
     failure: BaseException | None = None
     names: tuple[bytes, ...] = ()  # how the tensors' names begin
-    operations: frozenset[int] | None = None  # that give them; None if it may be any
+    operations: frozenset[int] = frozenset()  # that give them
 
     def __post_init__(self) -> None:
         self.names = tuple(f"{prefix}-".encode() for prefix in self.takers)
-        wanted = {SIGNALS[prefix].operation for prefix in self.takers}
-        self.operations = None if None in wanted else frozenset(map(tensor.operation_number, wanted))
+        self.operations = frozenset(tensor.operation_number(SIGNALS[prefix].operation) for prefix in self.takers)
 
 
 class Observer:
@@ -84,6 +83,8 @@ class Observer:
             return not ask
         if session.failure:
             return ask  # a break leaves only its part of the graph: be asked again, and break again
+        if ask and tensor.operation_of(address) not in session.operations:
+            return False  # most nodes of every graph: told by a number
         try:
             if ask:
                 return _wanted(session, address)
@@ -96,16 +97,16 @@ class Observer:
 
 
 def _wanted(session: _Session, address: int) -> bool:
-    """Tell whether a node is listened to; asked for every one of every graph, so that most are told by a number."""
-    if session.operations is not None and tensor.operation_of(address) not in session.operations:
-        return False
+    """Tell whether a node, which one of the operations gives, is listened to."""
     if not tensor.name(address).startswith(session.names):
         return False
     prefix, _ = _signal(address)
-    if prefix not in session.takers:
-        return False
-    operation = SIGNALS[prefix].operation
-    return operation is None or tensor.operation_of(address) == tensor.operation_number(operation)
+    return prefix in session.takers and _gives(address, prefix)
+
+
+def _gives(address: int, prefix: str) -> bool:
+    """Tell whether a node comes of the operation that gives a signal."""
+    return tensor.operation_of(address) == tensor.operation_number(SIGNALS[prefix].operation)
 
 
 def _signal(address: int) -> tuple[str, int]:
@@ -140,10 +141,7 @@ class _Probe:
         for found in tensor.cache_tensors(node):
             self.cache[found.name.decode()] = found
         prefix, layer = _signal(address)
-        if prefix not in SIGNALS:
-            return
-        operation = SIGNALS[prefix].operation
-        if operation is None or tensor.operation_number(operation) == node.op:
+        if prefix in SIGNALS and _gives(address, prefix):
             self.shapes[prefix, layer] = tensor.shape(node)
 
 

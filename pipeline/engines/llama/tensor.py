@@ -39,15 +39,18 @@ Tensor._fields_ = [
     ("padding", ctypes.c_char * 8),
 ]
 
+OPERATION_AT, NAME_AT = Tensor.op.offset, Tensor.name.offset
+_int_at = ctypes.c_int.from_address  # looked up once: asked for every node of every graph
+
 
 def name(address: int) -> bytes:
     """Return the name of the tensor at an address, without reading anything else of it."""
-    return ctypes.string_at(address + Tensor.name.offset)
+    return ctypes.string_at(address + NAME_AT)
 
 
 def operation_of(address: int) -> int:
     """Return ggml's number of the operation that gives the tensor at an address."""
-    return ctypes.c_int.from_address(address + Tensor.op.offset).value
+    return _int_at(address + OPERATION_AT).value
 
 
 @cache
