@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from pipeline.config import Runtime
+from pipeline.engines.torch import batching
 from pipeline.runtime import quiet, seed_torch
 
 WINDOW_BATCHES = 8  # batches sorted by length together; their hidden states are held, never their logits
@@ -36,6 +37,8 @@ class TorchEngine:
                 directory, dtype=dtype, local_files_only=True, trust_remote_code=False
             )
             self._model = model.eval().to(self._device)
+            if self._device.type == "cpu":
+                batching.group_heads(self._model)
             self._model(torch.zeros(1, 1, dtype=torch.long, device=self._device))  # the first pass decompresses
         self._batch_size = batch_size
 
@@ -51,18 +54,9 @@ class TorchEngine:
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop: int) -> Iterator[list[int]]:
         """Yield greedy continuations in order; prompts are padded on the left to the longest of their batch."""
-        self._model.generation_config = GenerationConfig(  # the checkpoint's own would fill in sampling settings
-            max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stop, pad_token_id=stop
-        )
         for first in range(0, len(prompts), self._batch_size):
             batch = prompts[first : first + self._batch_size]
-            width = max(map(len, batch))
-            ids = torch.tensor([[stop] * (width - len(prompt)) + list(prompt) for prompt in batch])
-            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
-            with torch.inference_mode():
-                whole = self._model.generate(ids.to(self._device), attention_mask=mask.to(self._device))
-            for answer in whole[:, width:].tolist():
-                yield answer[: answer.index(stop) + 1] if stop in answer else answer
+            yield from batching.greedy(self._model, batch, max_new_tokens, stop)
 
     def close(self) -> None:
         """Free the model."""
