@@ -21,7 +21,7 @@ from pipeline.kv.precision import CacheShape
 from pipeline.prompts import Message
 
 NAME = "state.safetensors"
-FORMAT = 1
+FORMAT = 2
 KEY = "peakchat"
 
 
