@@ -26,8 +26,8 @@ class Bar:
 def test_processes_answer_as_one_would(tiny_gguf, tiny_model_dir, tokenizer, params):
     gguf = tiny_gguf("Q4_0")
     (conversation,) = dialogue.tasks(tokenizer, [chat["messages"] for chat in chats(40)], 300, 1, seed=1)
-    tasks = recall.tasks(tokenizer, "pairs", 200, 2, seed=1)
-    questions = [*((recalling.asked, task) for task in tasks), (conversing.asked, conversation)]
+    first, last = recall.tasks(tokenizer, "pairs", 200, 2, seed=1)
+    questions = [(recalling.asked, first), (conversing.asked, conversation), (recalling.asked, last)]
     with LlamaKvEngine(gguf, threads=1) as engine:
         online, voting = (recipe.read(name).policy(64, 8, engine.shape.layers) for name in ("h2o_online", "snapkv"))
         policies = (FULL, online, voting)
@@ -36,7 +36,6 @@ def test_processes_answer_as_one_would(tiny_gguf, tiny_model_dir, tokenizer, par
     bar = Bar()
     assert asking.answers(asking.Setting(gguf, tiny_model_dir, policies, two), questions, bar) == expected
     assert bar.done == len(questions) * len(policies)
-    assert len({str(answers) for answers in expected}) == len(questions)  # else an order could not be told
 
 
 def test_no_questions_start_no_process(tmp_path, params):
