@@ -16,7 +16,7 @@ NAME = "packed_examples"  # transformers makes no mask for an attention that it 
 def replace(model: PreTrainedModel) -> bool:
     """Have the model attend by :func:`attend` if its attention is plain; return whether it is.
 
-    Calls of its body then want the examples' lengths, see :func:`lengths`. A model whose layers look through windows
+    Calls of its body then take the examples' lengths, see :func:`lengths`. A model whose layers look through windows
     or cap their scores keeps its own attention.
     """
     config = model.config
@@ -48,23 +48,24 @@ def attend(
     attention_mask: None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    *,
-    example_lengths: list[int],
+    example_lengths: list[int] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Return what each token reads of its own example up to itself, [rows, tokens, heads, head_dim].
 
-    Called by transformers with [rows, heads, tokens, head_dim]; keys and values may have fewer heads.
+    Called by transformers with [rows, heads, tokens, head_dim]; keys and values may have fewer heads. Without lengths
+    each row is one example.
     """
+    rows, heads, tokens, _ = query.shape
+    sizes = example_lengths or [tokens] * rows
     parts = []
-    for part in zip(*(_examples(states, example_lengths) for states in (query, key, value)), strict=True):
+    for part in zip(*(_examples(states, sizes) for states in (query, key, value)), strict=True):
         read = F.scaled_dot_product_attention(*part, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
         parts.append(read[0].transpose(0, 1))
-    rows, heads, tokens, _ = query.shape
     return torch.cat(parts).view(rows, tokens, heads, -1), None
 
 
-def _examples(states: Tensor, example_lengths: list[int]) -> list[Tensor]:
+def _examples(states: Tensor, sizes: list[int]) -> list[Tensor]:
     """Return [rows, heads, tokens, head_dim] as one [1, heads, length, head_dim] for each example."""
     joined = states.transpose(1, 2).flatten(0, 1)
-    return [part.transpose(0, 1).unsqueeze(0) for part in joined.split(example_lengths)]
+    return [part.transpose(0, 1).unsqueeze(0) for part in joined.split(sizes)]
