@@ -22,7 +22,7 @@ from pipeline.kv.running import Hits, Means, Sums
 from pipeline.kv.scorer import Pool, Scorer
 from pipeline.kv.segments import Segments
 from pipeline.kv.selectors import cyclic_pairs, top
-from pipeline.kv.signals import KeyNorm, LastLogit, RunningAttention, WindowAttention, rising_mean, total
+from pipeline.kv.signals import KeyNorm, LastLogit, RisingMean, RunningAttention, WindowAttention, total
 from tests import kv_references as reference
 from tests.kv_models import LAYERS, MODELS, causal_view, kv_heads, look, random_ids
 from tests.kv_runs import run
@@ -143,7 +143,7 @@ def test_fastkv(model):
 @BOTH
 def test_pyramidinfer(model):
     model, ids = MODELS[model](), random_ids(N)
-    score = Scorer(WindowAttention(0.2, rising_mean(1.2)), None, "mean", "layer")
+    score = Scorer(WindowAttention(0.2, RisingMean(1.2)), None, "mean", "layer")
     narrowing = Narrowing("hidden", CosineCascade(0.5, min_context=8), Segments(4, 0.2), score)
     view, here = causal_view(model, N), list(range(N))
     expected = [here]

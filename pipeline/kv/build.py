@@ -16,7 +16,7 @@ SIGNALS = {
     recipe.KeyNorm: lambda by, keep: signals.KeyNorm(by.high),
     recipe.Chance: lambda by, keep: signals.Chance(by.seed),
     recipe.Window: lambda by, keep: signals.WindowAttention(
-        by.queries, signals.total if by.over_queries == "sum" else signals.rising_mean(by.rising_to)
+        by.queries, signals.total if by.over_queries == "sum" else signals.RisingMean(by.rising_to)
     ),
     recipe.SoFar: lambda by, keep: signals.RunningAttention(
         partial(running.Hits, by.history) if by.history else GATHERED[by.gather]

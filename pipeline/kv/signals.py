@@ -215,11 +215,13 @@ def total(rows: Tensor) -> Tensor:
     return rows.sum(1)
 
 
-def rising_mean(most: float) -> Callable[[Tensor], Tensor]:
-    """Return a mean over queries whose weights rise from 1 to ``most``, the newest weighing most."""
+@dataclass(frozen=True)
+class RisingMean:
+    """A mean over queries whose weights rise from 1 to ``most``, the newest weighing most."""
 
-    def reduce(rows: Tensor) -> Tensor:
-        weights = torch.linspace(1.0, most, rows.shape[1])
+    most: float
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return [group, n] of rows [group, w, n]."""
+        weights = torch.linspace(1.0, self.most, rows.shape[1])
         return torch.einsum("gwn,w->gn", rows, weights) / rows.shape[1]
-
-    return reduce
