@@ -71,7 +71,7 @@ def test_a_chain_gives_the_bits_of_the_whole_model(made, ids, file_type, bounds,
     path = made(file_type)
     with library.loaded(path) as model, Context(model, n_ctx=256, threads=1, precision=F32) as context:
         expected = decoded(context, ids, 32)
-    with Parts.load(path, bounds, tmp_path, gapped) as loaded, opened(loaded) as chain:
+    with Parts.cut(parts.Source(path), bounds, tmp_path, gapped) as loaded, opened(loaded) as chain:
         assert np.abs(decoded(chain, ids, 32) - expected).max() == 0.0
         assert chain.layers == tuple(parts.layer_ranges(LAYERS, bounds))
         assert len(chain.contexts) == len(bounds) + 1
@@ -86,7 +86,10 @@ def test_long_inputs_pass_in_blocks(made, ids, flash, tmp_path):
         blocks = [range(start, stop) for start, stop in edges]
         expected = [context.decode([ids[i] for i in b], b, wanted=wanted[b.start : b.stop]).copy() for b in blocks]
         last = context.decode([5], [len(ids)]).copy()
-    with Parts.load(made("F32"), [1, 3], tmp_path) as loaded, Chain(loaded, [256] * 3, **settings) as chain:
+    with (
+        Parts.cut(parts.Source(made("F32")), [1, 3], tmp_path) as loaded,
+        Chain(loaded, [256] * 3, **settings) as chain,
+    ):
         found = chain.decode(ids, range(len(ids)), wanted=wanted)
         assert np.array_equal(found, np.concatenate(expected))
         assert np.array_equal(chain.decode([5], [len(ids)]), last)
@@ -124,7 +127,10 @@ def test_skipped_positions_are_those_of_transformers(made, torch_model, ids, tmp
         for layer in inner.layers[2:]:
             states = layer(states, attention_mask=mask, position_ids=positions, position_embeddings=rotation)
         expected = torch_model.lm_head(inner.norm(states))[0].numpy()
-    with Parts.load(made("F32"), [2], tmp_path, gapped=True) as loaded, opened(loaded, n_batch=32) as chain:
+    with (
+        Parts.cut(parts.Source(made("F32")), [2], tmp_path, gapped=True) as loaded,
+        opened(loaded, n_batch=32) as chain,
+    ):
         middle = chain.prefill_part(0, chain.embed(ids[:TOKENS]), range(TOKENS))
         found = chain.prefill_last(middle[kept], kept, wanted=[True] * 25)
         assert np.abs(found - expected).max() < 2e-3
@@ -154,7 +160,7 @@ def test_parts_continue_from_caches_of_unequal_length(made, torch_model, ids, bo
         for position in range(TOKENS, len(ids)):
             token, place = torch.tensor([[ids[position]]]), torch.tensor([[position]])
             expected.append(torch_model(token, past_key_values=cache, position_ids=place).logits[0, -1].numpy())
-    with Parts.load(made("F32"), bounds, tmp_path) as loaded:
+    with Parts.cut(parts.Source(made("F32")), bounds, tmp_path) as loaded:
         with opened(loaded) as chain:
             chain.decode(ids[:TOKENS], range(TOKENS))
             states = [context.state() for context in chain.contexts]
@@ -180,7 +186,7 @@ def test_listening_counts_the_layers_of_the_whole_model(made, torch_model, ids, 
     with torch.inference_mode():
         output = torch_model(torch.tensor([ids]), output_hidden_states=True)
     taken = {}
-    with Parts.load(made("F32"), [1, 3], tmp_path) as loaded, opened(loaded, observed=True) as chain:
+    with Parts.cut(parts.Source(made("F32")), [1, 3], tmp_path) as loaded, opened(loaded, observed=True) as chain:
         takers = {"Qcur": lambda layer, array: None, "l_out": lambda layer, array: taken.update({layer: array.copy()})}
         with chain.listen(takers), pytest.raises(RuntimeError, match="one purpose"), chain.listen(takers):
             pass
@@ -199,7 +205,7 @@ def test_listening_counts_the_layers_of_the_whole_model(made, torch_model, ids, 
 def test_entries_are_dropped_in_every_part(made, ids, tmp_path):
     with library.loaded(made("F32")) as model, Context(model, n_ctx=256, threads=1, precision=F32) as context:
         expected = edited(context, ids)
-    with Parts.load(made("F32"), [1, 2], tmp_path) as loaded, opened(loaded) as chain:
+    with Parts.cut(parts.Source(made("F32")), [1, 2], tmp_path) as loaded, opened(loaded) as chain:
         assert np.array_equal(edited(chain, ids), expected)
 
 
@@ -211,7 +217,7 @@ def edited(decoder: Context | Chain, ids: list[int]) -> np.ndarray:
 
 
 def test_a_part_without_room_says_so(made, ids, tmp_path):
-    with Parts.load(made("F32"), [2], tmp_path) as loaded:
+    with Parts.cut(parts.Source(made("F32")), [2], tmp_path) as loaded:
         with (
             Chain(loaded, [512, 256], threads=1, precision=F32) as chain,
             pytest.raises(ContextFull, match="cache of 256 cells"),

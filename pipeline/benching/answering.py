@@ -12,10 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline import io, prompts
-from pipeline.benching.lossless import reading
 from pipeline.benching.plan import Plan
 from pipeline.benching.prompts import Prompts
-from pipeline.benching.trial import Document
+from pipeline.benching.trial import Document, reading
 from pipeline.config import Evaluate
 from pipeline.engines import greedy
 from pipeline.engines.cache import KvEngine

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tqdm import tqdm
 
 from pipeline.benching.plan import Case, Plan
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.stopwatch import timed
-from pipeline.benching.trial import Document, enter
+from pipeline.benching.trial import Document, reading
 from pipeline.config import Bench
 from pipeline.engines import greedy, speculative
 from pipeline.engines.cache import KvEngine
-from pipeline.engines.opening import opened
 from pipeline.engines.speculative import Verified
-from pipeline.engines.stream import Stream, room
 from pipeline.kv.policy import FULL, Policy
 from pipeline.metrics import uncertainty
 from pipeline.metrics.measure import measure
@@ -94,25 +90,6 @@ def shortfall(engine: KvEngine, document: Document, prompts: Prompts, ids: Seque
     """Return how far a text is from what full KV would choose token by token, in logits."""
     with reading(engine, FULL, document, prompts, len(ids)) as (stream, logits):
         return speculative.shortfall(stream, logits, ids)
-
-
-@contextmanager
-def reading(
-    engine: KvEngine,
-    policy: Policy,
-    document: Document,
-    prompts: Prompts,
-    tokens: int,
-    words: PreTrainedTokenizerBase | None = None,
-) -> Iterator[tuple[Stream, np.ndarray]]:
-    """Give a stream that has read a document's prompt, with room for ``tokens`` more, and the logits after it."""
-    length = len(document.prompt)
-    cache = engine.cache(room(engine, policy, length, length + tokens))
-    try:
-        stream = opened(engine, cache, policy, words)
-        yield stream, enter(stream, policy, document.prompt, prompts)[0][-1]
-    finally:
-        cache.close()
 
 
 def row(case: Case, depth: int, most: int, runs: Sequence[Run]) -> dict:

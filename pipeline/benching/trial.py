@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -138,6 +139,25 @@ def enter(
     if policy.narrowing:
         held.append(policy.narrowing.first_reading(len(snapshot.lives), len(ids), policy.budget))
     return snapshot.logits[None], max(held, key=sum), seconds, compress
+
+
+@contextmanager
+def reading(
+    engine: KvEngine,
+    policy: Policy,
+    document: Document,
+    prompts: Prompts,
+    tokens: int,
+    words: PreTrainedTokenizerBase | None = None,
+) -> Iterator[tuple[Stream, np.ndarray]]:
+    """Give a stream that has read a document's prompt, with room for ``tokens`` more, and the logits after it."""
+    length = len(document.prompt)
+    cache = engine.cache(room(engine, policy, length, length + tokens))
+    try:
+        stream = opened(engine, cache, policy, words)
+        yield stream, enter(stream, policy, document.prompt, prompts)[0][-1]
+    finally:
+        cache.close()
 
 
 def kv_bytes(engine: KvEngine, precision: Precision, entries: Sequence[int]) -> int:

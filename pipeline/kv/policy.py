@@ -39,7 +39,7 @@ class Summary:
 
     def due(self, made: int) -> int:
         """Return how many evicted tokens make a new one due after ``made`` of them."""
-        return self.after if self.first is None else min(self.after, self.first * GROWTH ** min(made, 9))
+        return self.after if self.first is None else min(self.after, self.first * GROWTH**made)
 
 
 @dataclass(frozen=True)

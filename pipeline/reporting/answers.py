@@ -10,6 +10,11 @@ from pipeline.reporting.answered import PolicyAnswer
 from pipeline.reporting.load import Results
 from pipeline.reporting.records import Bench
 
+POLICIES_NOTE = (
+    "The number after a policy’s name is its budget of KV entries a layer, small enough to evict on prompts this "
+    "short. Under KV policies a model answers one prompt at a time in the benchmark’s own cache, elsewhere many at "
+    "once in a cache of f32: rounding alone may turn a near tie, so that even under full KV it may answer otherwise."
+)
 MATCH_CHARS = 4000  # longer answers are shown whole but not compared
 
 

@@ -79,6 +79,7 @@ def context(results: Results) -> dict[str, Any]:
         "trials": {name: trials.tables(one) for name, one in results.bench.items()},
         "speed": speed_tables(results.speed),
         "questions": answers.questions(results),
+        "policies_note": answers.POLICIES_NOTE,
         "splits": tables.splits(results),
         "drops": tables.drops(results),
         "trained": training.facts(results),

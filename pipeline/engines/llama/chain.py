@@ -28,18 +28,11 @@ class Parts:
     embedding: Embedding | None  # None for a whole model, which takes ids
 
     @classmethod
-    def load(cls, gguf: Path, bounds: Sequence[int], folder: Path, gapped: bool = False) -> Parts:
+    def cut(cls, source: Source, bounds: Sequence[int], folder: Path, gapped: bool = False) -> Parts:
         """Cut a GGUF file as :meth:`pipeline.engines.llama.parts.Source.split` does, and load its parts.
 
-        The files in ``folder`` must live as long as the parts. Without bounds and gaps the file is loaded as it is.
+        The files in ``folder`` must live as long as the parts.
         """
-        if not bounds and not gapped:
-            return cls.whole(library.load_model(gguf))
-        return cls.cut(Source(gguf), bounds, folder, gapped)
-
-    @classmethod
-    def cut(cls, source: Source, bounds: Sequence[int], folder: Path, gapped: bool) -> Parts:
-        """Return the parts of a file whose header is read already."""
         paths = source.split(bounds, folder, gapped)
         with ExitStack() as loading:
             models = []
