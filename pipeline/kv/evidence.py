@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ class Evidence:
 
     def attention(self, queries: Queries, head: int, keys: Tensor) -> Tensor:
         """Return the attention weights [group, w, n] of some queries on one KV head's entries, causal."""
-        scores = self.logits(queries, head, keys).div_(math.sqrt(keys.shape[-1]))
-        later = self.origins[head] > queries.origins[:, None]
-        return torch.softmax(scores.masked_fill_(later, -torch.inf), dim=-1)
+        scaled = replace(queries, vectors=queries.vectors / math.sqrt(keys.shape[-1]))
+        scores = self.logits(scaled, head, keys)
+        origins = self.origins[head]
+        seen_by_all = int((origins <= queries.origins[0]).sum())  # they rise: the mask is for those behind alone
+        scores[..., seen_by_all:].masked_fill_(origins[seen_by_all:] > queries.origins[:, None], -torch.inf)
+        return torch.softmax(scores, dim=-1)
