@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -41,7 +42,8 @@ def pools() -> Pools:
         surnames=data["surnames"],
         given=data["given"].replace(" ", ""),
         **{name: tuple(data[name].split()) for name in ("herbs", "words", "cities")},
-        **{split: _phrasings(data["phrasings"][split]) for split in ("training", "test")},
+        training=_phrasings(_combined(data["phrasings"]["training"])),
+        test=_phrasings(data["phrasings"]["test"]),
         parts={part: tuple(words.split()) for part, words in data["prose"]["parts"].items()},
         sentences=tuple(data["prose"]["sentences"]),
     )
@@ -53,3 +55,9 @@ def _phrasings(data: dict) -> Phrasings:
         records=tuple((opening, item) for opening, item in data["records"]),
         questions=tuple(data["questions"]),
     )
+
+
+def _combined(data: dict) -> dict:
+    """Return training phrasings with the parts of statements put together, each with each."""
+    facts = map("".join, product(*data["facts"].values()))
+    return data | {"facts": list(facts), "records": list(product(*data["records"].values()))}
