@@ -27,7 +27,7 @@ TEST = Path("data/chat/test.jsonl")
 MERGED = Path("artifacts/merged")
 QUANTIZED = Path("artifacts/quantized")
 BENCH = Path("eval/bench")
-NAMED = {"slack", "decode_tokens", "warmup_tokens", "repetitions", "recall_tasks", "dialogue_tasks"}  # as they are
+NAMED = {"slack", "decode_tokens", "warmup_tokens", "repetitions", "conversations"}  # as they are
 
 
 def main(params: Params, encoding: str) -> None:
@@ -102,8 +102,10 @@ def settings(bench: Bench, continuation: int) -> dict[str, Any]:
         "full": "the faster of flash attention off and on",
         "summary": "written aside in a cache of its own, which comes on top of a row's bytes; its time and work are in",
         "questions": "recall in all forms: one process a thread answers a share of them, and none of it is timed",
-        "recall": "seen: the question is read before the cut; unseen: after it",
-        "dialogue_recall": "the question is read after the cut; KV bytes are the mean over tokens fed, ramp included",
+        "recall": f"{bench.recall_contexts} contexts of each kind, up to {bench.recall_questions} questions about each "
+        "as if it were alone; seen: the first of them is read before the cut; unseen: all are read after it",
+        "dialogue_recall": "every fact told is asked for, each as if alone, after the cut; KV bytes are the mean over "
+        "tokens fed, ramp included",
         "conversation": "messages are read, replies decoded one by one, then read again as history, as chat does",
         "lossless": "full KV verifies in blocks of one size without flash attention; decoding alone is timed",
         "answers": "greedy; evicted are the tokens fed whose entries are gone at the end, mean over layers and heads",

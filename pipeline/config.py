@@ -135,8 +135,9 @@ class Bench(Section):
     warmup_tokens: Positive
     repetitions: Positive
     scored_tokens: Positive
-    recall_tasks: Annotated[int, Field(ge=0)]
-    dialogue_tasks: Annotated[int, Field(ge=0)]
+    recall_contexts: Annotated[int, Field(ge=0)]
+    recall_questions: Positive
+    conversations: Annotated[int, Field(ge=0)]
     lossless: Lossless
     answers: Answers
 

@@ -26,8 +26,9 @@ SETTINGS = {
     "warmup_tokens": 2,
     "repetitions": 2,
     "scored_tokens": 60,
-    "recall_tasks": 1,
-    "dialogue_tasks": 2,
+    "recall_contexts": 1,
+    "recall_questions": 2,
+    "conversations": 2,
     "lossless": Lossless(policies=("streaming_llm", "kv_q4_0"), draft_tokens=3),
     "answers": Answers(policies=("full", "streaming_llm", "snapkv", "kv_q4_0"), budget=40),
 }

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from pipeline import bench, evaluate, io, prompts
 from pipeline.benching import answering, lossless, plan
 from pipeline.benching.prompts import Prompts
-from pipeline.benching.trial import Document
 from pipeline.config import Answers
 from pipeline.engines import greedy
 from pipeline.engines.llama import library
@@ -31,7 +30,7 @@ BUDGET = 36
 @pytest.fixture
 def planned(workplace, params) -> plan.Plan:
     """A plan of answers alone."""
-    changes = {"policies": ("full",), "recall_tasks": 0, "dialogue_tasks": 0, "depths": (96,)}
+    changes = {"policies": ("full",), "recall_contexts": 0, "conversations": 0, "depths": (96,)}
     small = with_bench(params, answers=Answers(policies=NAMES, budget=BUDGET), **changes).bench
     return plan.plan(small, bench.gguf("Q4_0"), bench.MERGED, bench.TEST, seed=1)
 
@@ -86,7 +85,7 @@ def test_no_policies_answer_nothing(engine, workplace, params, samples):
 def test_the_end_of_turn_ends_an_answer(engine, planned, samples):
     prompt = samples[0].prompt_ids
     shared = Prompts(engine, prompt, [FULL])
-    with lossless.reading(engine, FULL, Document(prompt, ()), shared, 1) as (_, logits):
+    with lossless.reading(engine, FULL, prompt, shared, 1) as (_, logits):
         ending = replace(samples[0], stop=greedy.best(logits))
     found = answering.answer(engine, FULL, ending, shared, planned.words)
     assert found["entries"]["value"] == len(prompt)  # the only token of the answer is not fed

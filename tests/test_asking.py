@@ -25,13 +25,13 @@ class Bar:
 
 def test_processes_answer_as_one_would(tiny_gguf, tiny_model_dir, tokenizer, params):
     gguf = tiny_gguf("Q4_0")
-    (conversation,) = dialogue.tasks(tokenizer, [chat["messages"] for chat in chats(40)], 300, 1, seed=1)
-    first, last = recall.tasks(tokenizer, "pairs", 200, 2, seed=1)
+    (conversation,) = dialogue.conversations(tokenizer, [chat["messages"] for chat in chats(40)], 300, 1, seed=1)
+    first, last = recall.contexts(tokenizer, "pairs", 200, 2, seed=1, questions=2)
     questions = [(recalling.asked, first), (conversing.asked, conversation), (recalling.asked, last)]
     with LlamaKvEngine(gguf, threads=1) as engine:
         online, voting = (recipe.read(name).policy(64, 8, engine.shape.layers) for name in ("h2o_online", "snapkv"))
         policies = (FULL, online, voting)
-        expected = [ask(engine, policies, task, tokenizer) for ask, task in questions]
+        expected = [ask(engine, policies, tasks, tokenizer) for ask, tasks in questions]
     two = params.runtime.model_copy(update={"threads": 2})
     bar = Bar()
     assert asking.answers(asking.Setting(gguf, tiny_model_dir, policies, two), questions, bar) == expected

@@ -145,12 +145,13 @@ def test_recall_is_asked_with_and_without_the_question_in_sight(rows):
             assert "recall" not in row
             continue
         assert list(row["recall"]) == list(recall.KINDS)
-        for sights in row["recall"].values():
+        for kind, sights in row["recall"].items():
             assert set(sights) == ({"seen", "unseen"} if policy in cut_at_the_end else {"seen"})
-            for share in sights.values():
-                assert share["n"] == 1
-                assert share["value"] in (0, 1)
-                assert share["ci95"] == pytest.approx(recall.wilson(share["value"], 1), abs=1e-5)
+            for sight, share in sights.items():
+                first_alone = (sight == "seen" and "unseen" in sights) or kind == "needles"  # few stand early
+                asked = 1 if first_alone else 2
+                assert share["n"] == asked
+                assert share["ci95"] == pytest.approx(recall.wilson(round(share["value"] * asked), asked), abs=1e-5)
 
 
 def test_a_conversation_is_asked_about_under_every_policy(rows):
@@ -158,8 +159,8 @@ def test_a_conversation_is_asked_about_under_every_policy(rows):
         assert ("dialogue_recall" in row) == (depth == DEEP)
         if depth == DEEP:
             found = row["dialogue_recall"]
-            assert found["exact_match"]["n"] == found["bert_f1"]["n"] == 2
-            assert found["exact_match"]["value"] in (0, 0.5, 1)
+            assert found["exact_match"]["n"] == found["bert_f1"]["n"] > 2  # several facts are told in each of two
+            assert 0 <= found["exact_match"]["value"] <= 1
             assert 0 < found["bert_f1"]["value"] < 1
             assert found["kv_bytes_mean"]["value"] <= rows["full", DEEP]["dialogue_recall"]["kv_bytes_mean"]["value"]
     for policy in ("recent_only", "streaming_llm", "snapkv", "fastkv"):

@@ -115,7 +115,7 @@ def test_the_policy_that_the_readme_adds_is_sound(workplace, params):
 
 
 def test_what_is_not_asked_for_is_not_planned(workplace, params):
-    nothing = {"recall_tasks": 0, "dialogue_tasks": 0, "lossless": Lossless(policies=(), draft_tokens=1)}
+    nothing = {"recall_contexts": 0, "conversations": 0, "lossless": Lossless(policies=(), draft_tokens=1)}
     nothing["answers"] = Answers(policies=(), budget=1)
     found = planned(params, **nothing, depths=(96,))
     assert (found.recall, found.dialogues, found.drafting, found.answering) == ({}, [], (), ())

@@ -33,8 +33,8 @@ def engine(tiny_gguf):
 @pytest.fixture
 def task(tokenizer) -> dialogue.DialogueTask:
     """A conversation of some turns."""
-    (made,) = dialogue.tasks(tokenizer, [chat["messages"] for chat in chats(40)], 700, 1, seed=1)
-    return made
+    (made,) = dialogue.conversations(tokenizer, [chat["messages"] for chat in chats(40)], 700, 1, seed=1)
+    return made[-1]
 
 
 def turns(tokenizer, task: dialogue.DialogueTask) -> list[list[int]]:
@@ -48,7 +48,7 @@ def turns(tokenizer, task: dialogue.DialogueTask) -> list[list[int]]:
 @pytest.mark.parametrize("name", ["streaming_llm", "context_shift", "h2o_online"])
 def test_an_online_policy_reads_turn_by_turn(engine, tokenizer, task, name):
     policy = recipe.read(name).policy(64, 8, engine.shape.layers)
-    (found,) = conversing.asked(engine, [policy], task)
+    ((found,),) = conversing.asked(engine, [policy], [task])
     cache = engine.cache(room(engine, policy, len(task.prompt_ids), len(task.prompt_ids) + task.tokens))
     stream = Stream(engine, cache, policy)
     assert len(turns(tokenizer, task)) > 3
@@ -61,7 +61,7 @@ def test_an_online_policy_reads_turn_by_turn(engine, tokenizer, task, name):
 
 
 def test_what_full_kv_holds_grows_by_a_token_at_a_time(engine, task):
-    (found,) = conversing.asked(engine, [FULL], task)
+    ((found,),) = conversing.asked(engine, [FULL], [task])
     last = len(task.prompt_ids) + len(found.ids) - 1  # the last token of the answer is not fed
     assert found.entries == pytest.approx(np.mean(np.arange(task.question_at + 1, last + 1)))
     entry = FULL.precision.kv_bytes(engine.shape, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 
 from pipeline import prompts
@@ -18,7 +20,7 @@ DEPTHS = (320, 900)
 @pytest.fixture(params=DEPTHS)
 def tasks(request, tokenizer) -> list[dialogue.DialogueTask]:
     """Some tasks of one depth."""
-    return dialogue.tasks(tokenizer, MESSAGES, request.param, 4, seed=1)
+    return list(chain(*dialogue.conversations(tokenizer, MESSAGES, request.param, 4, seed=1)))
 
 
 def parts(tokenizer, task: dialogue.DialogueTask) -> tuple[str, str]:
@@ -56,9 +58,9 @@ def test_the_conversation_is_whole_chat_turns_up_to_the_depth(tokenizer, tasks, 
 
 
 def test_same_seed_same_tasks_and_a_task_does_not_depend_on_how_many(tokenizer):
-    few, many = (dialogue.tasks(tokenizer, MESSAGES, 320, n, seed=3) for n in (2, 4))
+    few, many = (dialogue.conversations(tokenizer, MESSAGES, 320, n, seed=3) for n in (2, 4))
     assert few == many[:2]
-    assert few != dialogue.tasks(tokenizer, MESSAGES, 320, 2, seed=4)
+    assert few != dialogue.conversations(tokenizer, MESSAGES, 320, 2, seed=4)
 
 
 def test_the_sentence_of_an_answer_is_its_first(tasks):
@@ -68,5 +70,5 @@ def test_the_sentence_of_an_answer_is_its_first(tasks):
 
 
 def test_a_depth_too_short_for_a_dialogue_is_refused(tokenizer):
-    with pytest.raises(UserError, match=r"dialogue depth 100: too short .* bench\.dialogue_tasks to 0"):
-        dialogue.tasks(tokenizer, MESSAGES, 100, 1, seed=1)
+    with pytest.raises(UserError, match=r"dialogue depth 100: too short .* bench\.conversations to 0"):
+        dialogue.conversations(tokenizer, MESSAGES, 100, 1, seed=1)

@@ -119,7 +119,7 @@ def test_a_second_cut_without_a_new_token_changes_nothing(name):
 def test_a_second_choice_without_a_new_token_changes_nothing(name):
     stream = run(gpt_neox(), small(name, 0), random_ids(90), 90).stream
     once, held = stream.snapshot(), stream.host.kv_bytes()
-    again = stream.host.cut(once, 0)
+    again = stream.host.cut(once)
     for now, before in ((again.origins, once.origins), (again.positions, once.positions)):
         assert all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
     assert all(torch.equal(a.keys(), b.keys()) for a, b in zip(again.layers, once.layers, strict=True))

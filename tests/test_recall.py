@@ -25,6 +25,20 @@ def test_prompt_has_exact_depth_and_tells_the_answer_early(tokenizer, kind, dept
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_questions_about_one_context_ask_for_several_of_its_facts(tokenizer, kind):
+    (single,) = recall.tasks(tokenizer, kind, 512, 1, seed=1)
+    (several,) = recall.contexts(tokenizer, kind, 512, 1, seed=1, questions=3)
+    (everything,) = recall.contexts(tokenizer, kind, 512, 1, seed=1, questions=1000)
+    assert len(several) == 3 <= len(everything) < 1000
+    assert len({task.prompt_ids[: task.question_at] for task in several}) == 1
+    assert len({task.prompt_ids[task.question_at :] for task in several}) == 3
+    assert max(len(task.prompt_ids) for task in several) == len(single.prompt_ids) == 512
+    for task in several:
+        start, end = task.fact_span
+        assert task.answer in tokenizer.decode(task.prompt_ids[start:end])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_same_tasks_and_a_task_does_not_depend_on_how_many(tokenizer, kind):
     few, many = (recall.tasks(tokenizer, kind, 256, n, seed=3) for n in (2, 4))
     assert few == many[:2]

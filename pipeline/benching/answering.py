@@ -14,7 +14,7 @@ from tqdm import tqdm
 from pipeline import io, prompts
 from pipeline.benching.plan import Plan
 from pipeline.benching.prompts import Prompts
-from pipeline.benching.trial import Document, reading
+from pipeline.benching.trial import reading
 from pipeline.config import Evaluate
 from pipeline.engines import greedy
 from pipeline.engines.cache import KvEngine
@@ -68,8 +68,7 @@ def rows(engine: KvEngine, planned: Plan, samples: Sequence[Sample], bar: tqdm) 
 
 def answer(engine: KvEngine, policy: Policy, sample: Sample, shared: Prompts, words: PreTrainedTokenizerBase) -> dict:
     """Return the record of a greedy answer: its text, the entries at its end, and what was evicted until then."""
-    document = Document(sample.prompt_ids, ())
-    with reading(engine, policy, document, shared, sample.tokens, words) as (stream, logits):
+    with reading(engine, policy, sample.prompt_ids, shared, sample.tokens, words) as (stream, logits):
         ids = greedy.decode(stream, logits, sample.tokens, sample.stop)
         return {
             "id": sample.id,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.benching.plan import Plan
 
 Ask = Callable[[KvEngine, Sequence[Policy], Any, "PreTrainedTokenizerBase"], list]
-"""Takes an engine, policies, one task and the model's tokenizer; returns an answer for each policy."""
+"""Takes an engine, policies, tasks about one context and the model's tokenizer; returns each policy's answers."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Setting:
 
 
 def questions(planned: Plan) -> list[tuple[Ask, Any]]:
-    """Return all tasks, facts before conversations, each with who asks it."""
-    facts = [(recalling.asked, task) for tasks in planned.recall.values() for task in tasks]
-    return facts + [(conversing.asked, task) for task in planned.dialogues]
+    """Return the tasks about each context, facts before conversations, with who asks them."""
+    facts = [(recalling.asked, tasks) for contexts in planned.recall.values() for tasks in contexts]
+    return facts + [(conversing.asked, tasks) for tasks in planned.dialogues]
 
 
 def answers(setting: Setting, questions: Sequence[tuple[Ask, Any]], bar: tqdm) -> list[list]:
-    """Return for every question, a task and who asks it, the answers of all policies."""
+    """Return for all tasks about a context, with who asks them, the answers of all policies."""
     count = min(setting.runtime.threads, len(questions))
     found: list[list] = [[]] * len(questions)
     if not questions:
@@ -69,4 +69,4 @@ def _share(setting: Setting, questions: Sequence[tuple[Ask, Any]]) -> list[list]
     runtime.seed_torch(alone)
     words = prompts.load_tokenizer(setting.tokenizer)
     with LlamaKvEngine(setting.gguf, alone.threads) as engine:
-        return [ask(engine, setting.policies, task, words) for ask, task in questions]
+        return [ask(engine, setting.policies, tasks, words) for ask, tasks in questions]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,24 +45,29 @@ def judge(params: Params, tokenizer: Path) -> Judge:
 
 
 def add_dialogue_recall(
-    engine: KvEngine, planned: Plan, rows: Sequence[dict], answers: Sequence[list[Answer]], judge: Judge
+    engine: KvEngine, planned: Plan, rows: Sequence[dict], answers: Sequence[list[list[Answer]]], judge: Judge
 ) -> None:
-    """Add to a row a case what was right of its answers; ``answers`` are those to all conversations."""
-    for row, case, given in zip(rows, planned.cases, zip(*answers, strict=True), strict=True):
-        row["dialogue_recall"] = scores(planned.dialogues, given, judge)
+    """Add to a row a case what was right of its answers; ``answers`` are those about all conversations."""
+    tasks = list(chain(*planned.dialogues))
+    for row, case, about in zip(rows, planned.cases, zip(*answers, strict=True), strict=True):
+        given = list(chain(*about))
+        row["dialogue_recall"] = scores(tasks, given, judge)
         row["dialogue_recall"]["kv_bytes_mean"] = held(engine, case.policy, given)
 
 
 def asked(
-    engine: KvEngine, policies: Sequence[Policy], task: DialogueTask, words: PreTrainedTokenizerBase | None = None
-) -> list[Answer]:
-    """Return for each policy its answer to one question, which none has seen when it cuts the conversation.
+    engine: KvEngine,
+    policies: Sequence[Policy],
+    tasks: Sequence[DialogueTask],
+    words: PreTrainedTokenizerBase | None = None,
+) -> list[list[Answer]]:
+    """Return for each policy its answers about one conversation; it has seen no question when it cuts.
 
     A conversation comes turn by turn. Online policies cut as it comes; the others read it whole up to the question,
     cut, and then read the question.
     """
-    shared = Prompts(engine, list(task.prompt_ids[: task.question_at]), policies)
-    return [recalling.answer(engine, policy, task, shared, task.question_at, words) for policy in policies]
+    conversation = Prompts(engine, tasks[0].prompt_ids[: tasks[0].question_at], policies)
+    return [recalling.late(engine, policy, tasks, conversation, words) for policy in policies]
 
 
 def scores(tasks: Sequence[DialogueTask], answers: Sequence[Answer], judge: Judge) -> dict:

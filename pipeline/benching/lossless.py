@@ -58,14 +58,14 @@ def rows(engine: KvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[dict]
 
 def plain(engine: KvEngine, document: Document, prompts: Prompts, tokens: int) -> tuple[list[int], float]:
     """Return full KV's greedy text, decoded token by token, and its seconds."""
-    with reading(engine, FULL, document, prompts, tokens) as (stream, logits):
+    with reading(engine, FULL, document.prompt, prompts, tokens) as (stream, logits):
         return timed(greedy.decode, stream, logits, tokens)
 
 
 def in_blocks(engine: KvEngine, document: Document, prompts: Prompts, sizes: tuple[int, int]) -> list[int]:
     """Return full KV's greedy text, each token scored in a block of the size that verifies drafts."""
     tokens, most = sizes
-    with reading(engine, FULL, document, prompts, tokens + speculative.block_size(most)) as (stream, logits):
+    with reading(engine, FULL, document.prompt, prompts, tokens + speculative.block_size(most)) as (stream, logits):
         return speculative.alone(stream, greedy.best(logits), tokens, most)
 
 
@@ -80,15 +80,15 @@ def drafted(
     """Return the text that a policy drafted and full KV verified, and its seconds."""
     tokens, most = sizes
     with (
-        reading(engine, FULL, document, prompts, tokens + speculative.block_size(most)) as (full, logits),
-        reading(engine, policy, document, prompts, tokens, words) as (draft, _),
+        reading(engine, FULL, document.prompt, prompts, tokens + speculative.block_size(most)) as (full, logits),
+        reading(engine, policy, document.prompt, prompts, tokens, words) as (draft, _),
     ):
         return timed(speculative.decode, full, draft, greedy.best(logits), tokens, most)
 
 
 def shortfall(engine: KvEngine, document: Document, prompts: Prompts, ids: Sequence[int]) -> float:
     """Return how far a text is from what full KV would choose token by token, in logits."""
-    with reading(engine, FULL, document, prompts, len(ids)) as (stream, logits):
+    with reading(engine, FULL, document.prompt, prompts, len(ids)) as (stream, logits):
         return speculative.shortfall(stream, logits, ids)
 
 

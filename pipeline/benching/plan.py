@@ -49,8 +49,8 @@ class Plan:
 
     cases: tuple[Case, ...]
     documents: dict[int, list[Document]]
-    recall: dict[str, list[RecallTask]]
-    dialogues: list[DialogueTask]
+    recall: dict[str, list[list[RecallTask]]]  # of each kind some contexts, the questions about each
+    dialogues: list[list[DialogueTask]]  # conversations, the questions about each
     drafting: tuple[Case, ...]  # of lossless decoding
     answering: tuple[Case, ...]  # evaluate's samples, full KV first
     turns: tuple[Turn, ...]  # of a long conversation, if conversations are measured and a case makes summaries
@@ -63,12 +63,12 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """How many trials and questions there are in all."""
+        """How many trials, and contexts and conversations that are asked about, there are in all."""
         documents = sum(map(len, self.documents.values())) * sum(len(case.flash_settings) for case in self.cases)
-        questions = len(self.dialogues) + sum(map(len, self.recall.values()))
+        asked_about = len(self.dialogues) + sum(map(len, self.recall.values()))
         long = sum(map(amortising.summarises, self.cases)) if self.turns else 0
         drafting = len(self.drafting) * len(self.documents[max(self.documents)])
-        return documents + questions * len(self.cases) + long + drafting
+        return documents + asked_about * len(self.cases) + long + drafting
 
 
 def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) -> Plan:
@@ -82,7 +82,7 @@ def plan(bench: Bench, gguf: Path, tokenizer: Path, dialogues: Path, seed: int) 
     messages = [record["messages"] for record in io.read_jsonl(dialogues)]
     documents = _noted(found, _documents, bench, words, messages)
     asked = _noted(found, _recall, bench, words, seed)
-    conversations = _noted(found, dialogue.tasks, words, messages, max(bench.depths), bench.dialogue_tasks, seed)
+    conversations = _noted(found, dialogue.conversations, words, messages, max(bench.depths), bench.conversations, seed)
     measured = [recipes[name] for name in bench.policies]
     if all(recipe.policy(None, 0, shape.layers) != FULL for recipe in measured if not recipe.budgeted):
         found.append("bench.policies: full KV is missing, and all others are measured beside it; add 'full'")
@@ -113,7 +113,7 @@ def _budgets(bench: Bench) -> Iterator[tuple[str, Sequence[str], Sequence[int]]]
 
 
 def _misfits(bench: Bench, recipes: dict[str, kv.PolicyRecipe], shape: CacheShape, longest: int) -> Iterator[str]:
-    scored = max(continuation(bench), dialogue.ANSWER_TOKENS if bench.dialogue_tasks else 0)
+    scored = max(continuation(bench), dialogue.ANSWER_TOKENS if bench.conversations else 0)
     yield from dict.fromkeys(
         f"{key}: {name}: {fault}"
         for key, names, budgets in _budgets(bench)
@@ -163,7 +163,8 @@ def _documents(
     return made
 
 
-def _recall(bench: Bench, words: PreTrainedTokenizerBase, seed: int) -> dict[str, list[RecallTask]]:
-    if not bench.recall_tasks:
+def _recall(bench: Bench, words: PreTrainedTokenizerBase, seed: int) -> dict[str, list[list[RecallTask]]]:
+    if not bench.recall_contexts:
         return {}
-    return {kind: recall.tasks(words, kind, max(bench.depths), bench.recall_tasks, seed) for kind in recall.KINDS}
+    wanted = max(bench.depths), bench.recall_contexts, seed, bench.recall_questions
+    return {kind: recall.contexts(words, kind, *wanted) for kind in recall.KINDS}

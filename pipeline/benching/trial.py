@@ -145,17 +145,16 @@ def enter(
 def reading(
     engine: KvEngine,
     policy: Policy,
-    document: Document,
+    ids: Sequence[int],
     prompts: Prompts,
     tokens: int,
     words: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[tuple[Stream, np.ndarray]]:
-    """Give a stream that has read a document's prompt, with room for ``tokens`` more, and the logits after it."""
-    length = len(document.prompt)
-    cache = engine.cache(room(engine, policy, length, length + tokens))
+    """Give a stream that has read a prompt, with room for ``tokens`` more, and the logits after it."""
+    cache = engine.cache(room(engine, policy, len(ids), len(ids) + tokens))
     try:
         stream = opened(engine, cache, policy, words)
-        yield stream, enter(stream, policy, document.prompt, prompts)[0][-1]
+        yield stream, enter(stream, policy, ids, prompts)[0][-1]
     finally:
         cache.close()
 

@@ -25,6 +25,13 @@ class HostLayer:
         self.entries = 0
         self.nbytes = 0
 
+    def __deepcopy__(self, memo: dict) -> HostLayer:
+        """Return a layer that grows apart from this one; the pieces, which never change, are shared."""
+        layer = HostLayer()
+        layer._pieces, layer._starts = list(self._pieces), list(self._starts)
+        layer.entries, layer.nbytes = self.entries, self.nbytes
+        return layer
+
     def add(self, newest: LayerKv) -> None:
         """Put entries behind those at hand."""
         self._pieces.append(newest)
@@ -78,8 +85,9 @@ class Host:
         """Take in attention rows, float32 [heads, w, n], for the entries that no block on the host holds yet."""
         self._memories[layer].observe(rows[..., self._settled :])
 
-    def cut(self, living: Snapshot, came: int) -> Snapshot:
-        """Take in the ``came`` newest of the living entries; return the snapshot with those of all that stay now."""
+    def cut(self, living: Snapshot) -> Snapshot:
+        """Take in the entries that came since the last cut; return the snapshot with those of all that stay now."""
+        came = living.seen - self._layers[0].entries
         policy, targets = self._policy, self._policy.decode.targets(self._policy.budget, living.lives)
         for layer, held in zip(living.layers, self._layers, strict=True):
             held.add(layer.gather(torch.arange(layer.entries - came, layer.entries).expand(self._heads, -1)))

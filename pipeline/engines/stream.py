@@ -163,12 +163,7 @@ class Stream:
         )
 
     def checkpoint(self) -> Checkpoint:
-        """Return the sequence as it stands, apart from what is fed later.
-
-        Raises ValueError under a policy whose evicted entries live on, which it would not hold.
-        """
-        if self.host:
-            raise ValueError("the entries on the host are no part of a checkpoint: take a policy that drops them")
+        """Return the sequence as it stands, apart from what is fed later."""
         return Checkpoint(_apart(self.snapshot()), copy.deepcopy(self._beside()))
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -188,10 +183,11 @@ class Stream:
 
     def _beside(self) -> Any:
         """Return what this kind of stream keeps beside a snapshot."""
-        return None
+        return self.host
 
     def _take_beside(self, beside: Any) -> None:
         """Take back what :meth:`_beside` gave."""
+        self.host = beside
 
     def _append(self, block: Sequence[int], every: bool) -> np.ndarray:
         wanted = np.full(len(block), every)
@@ -241,7 +237,7 @@ class Stream:
     def _cut(self) -> None:
         policy = self._policy
         if self.host:
-            self._write(self.host.cut(self.snapshot(), self._since))
+            self._write(self.host.cut(self.snapshot()))
         else:
             self._write(evict(self.snapshot(), policy.decode, policy.budget, policy.positions, self._rope))
 

@@ -157,7 +157,7 @@ def not_run(results: Results) -> list[str]:
         "KV policies were not run on {}; add them to bench.encodings.": unbenched,
         "Speed on a GPU server was not measured for {}; their quality was, with the weights unpacked.": served,
         "These recipes in recipes/kv/ are not in bench.policies: {}.": results.origin.unused,
-        "No recall questions were asked of {}; raise bench.recall_tasks.": unasked,
+        "No recall questions were asked of {}; raise bench.recall_contexts.": unasked,
         "Speed at a real model’s size was not measured: run {}.": [] if results.speed else ["make speed"],
     }
     return [sentence.format(", ".join(names)) for sentence, names in said.items() if names]

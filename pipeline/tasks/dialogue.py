@@ -1,9 +1,9 @@
-"""Dialogue recall: facts told in the first turns of a long conversation, one of them asked for in its last turn.
+"""Dialogue recall: facts told in the first turns of a long conversation, each asked for in a last turn of its own.
 
 The conversation is made of test dialogues, one after another, in the chat format. In the first user turns the patient
 also tells facts, whose names, values and phrasings are those kept out of the training of the embedded base (facts.py).
-The last user turn asks for one of them; the assistant's answer is opened for the model, whose next tokens are the
-value or not. The same arguments give the same tasks.
+The last user turn of a task asks for one of them; the assistant's answer is opened for the model, whose next tokens are
+the value or not. The same arguments give the same tasks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ ANOTHER: Message = {
 
 @dataclass(frozen=True)
 class DialogueTask:
-    """One conversation: feed ``prompt_ids``, take greedy tokens until ``stop`` or ``tokens`` of them, compare."""
+    """One question: feed ``prompt_ids``, take greedy tokens until ``stop`` or ``tokens`` of them, compare.
+
+    All before ``question_at`` is the conversation, which the tasks of other facts share.
+    """
 
     prompt_ids: tuple[int, ...]
     question_at: int  # prompt position where the last user turn begins
@@ -53,14 +56,15 @@ class DialogueTask:
         return self.opening + self.answer + FULL_STOP
 
 
-def tasks(
+def conversations(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], depth: int, n: int, seed: int
-) -> list[DialogueTask]:
-    """Return ``n`` tasks whose prompts are at most ``depth`` tokens long, and as long as whole dialogues make them.
+) -> list[list[DialogueTask]]:
+    """Return for each of ``n`` conversations a task for every fact told in it.
 
-    Raises UserError if no dialogue with a fact fits.
+    Prompts are at most ``depth`` tokens long, and as long as whole dialogues make them. Raises UserError if no
+    dialogue with a fact fits.
     """
-    return [_task(tokenizer, dialogues, depth, Random(f"{seed}/dialogue/{depth}/{i}")) for i in range(n)]
+    return [_tasks(tokenizer, dialogues, depth, Random(f"{seed}/dialogue/{depth}/{i}")) for i in range(n)]
 
 
 def sentence(task: DialogueTask, text: str) -> str:
@@ -69,9 +73,9 @@ def sentence(task: DialogueTask, text: str) -> str:
     return task.opening + first + stop
 
 
-def _task(
+def _tasks(
     tokenizer: PreTrainedTokenizerBase, dialogues: Sequence[Sequence[Message]], depth: int, rng: Random
-) -> DialogueTask:
+) -> list[DialogueTask]:
     used: set[str] = set()
     known = [facts.fact(rng, list(facts.FIELDS), True, used) for _ in range(FACTS)]
     pattern = rng.choice(pools().test.questions).partition("\n")[0]
@@ -81,9 +85,14 @@ def _task(
     if not told:
         raise UserError(
             f"dialogue depth {depth}: too short for a test dialogue that tells a fact, with this tokenizer; raise "
-            "bench.depths, or set bench.dialogue_tasks to 0"
+            "bench.depths, or set bench.conversations to 0"
         )
-    fact = rng.choice(told)
+    return [_task(tokenizer, conversation, pattern, fact) for fact in told]
+
+
+def _task(
+    tokenizer: PreTrainedTokenizerBase, conversation: Sequence[Message], pattern: str, fact: Fact
+) -> DialogueTask:
     prompt, question_at = _asked(tokenizer, conversation, pattern, fact)
     return DialogueTask(
         prompt_ids=tuple(prompt),

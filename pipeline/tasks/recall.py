@@ -1,4 +1,4 @@
-"""Recall tasks: one question about a fact stated early in a long context, answered exactly or not.
+"""Recall tasks: questions about facts stated early in a long context, each answered exactly or not.
 
 Three kinds: ``pairs`` (one fact a person), ``records`` (patients with several fields) and ``needles`` (facts strewn
 over medical prose). Names, values and phrasings are those kept out of the training of the embedded base (facts.py),
@@ -33,7 +33,10 @@ Line = tuple[str, tuple[Fact, ...]]
 
 @dataclass(frozen=True)
 class RecallTask:
-    """One question: feed ``prompt_ids``, take as many greedy tokens as ``answer_ids`` has, compare."""
+    """One question: feed ``prompt_ids``, take as many greedy tokens as ``answer_ids`` has, compare.
+
+    All before ``question_at`` is the context, which other tasks may share.
+    """
 
     kind: str
     prompt_ids: tuple[int, ...]
@@ -50,9 +53,20 @@ class RecallTask:
 
 
 def tasks(tokenizer: PreTrainedTokenizerBase, kind: str, depth_tokens: int, n: int, seed: int) -> list[RecallTask]:
-    """Return ``n`` tasks whose prompts are exactly ``depth_tokens`` long.
+    """Return ``n`` tasks, each of a context of its own, whose prompts are exactly ``depth_tokens`` long.
 
     Raises UserError for an unknown kind or a depth below 128 tokens.
+    """
+    return [task for (task,) in contexts(tokenizer, kind, depth_tokens, n, seed, 1)]
+
+
+def contexts(
+    tokenizer: PreTrainedTokenizerBase, kind: str, depth_tokens: int, n: int, seed: int, questions: int
+) -> list[list[RecallTask]]:
+    """Return for each of ``n`` contexts its tasks, one for each of ``questions`` facts or of as many as it tells early.
+
+    The longest prompt of a context has exactly ``depth_tokens``; the others end with shorter questions. Raises
+    UserError for an unknown kind or a depth below 128 tokens.
     """
     problems = []
     if kind not in KINDS:
@@ -61,7 +75,8 @@ def tasks(tokenizer: PreTrainedTokenizerBase, kind: str, depth_tokens: int, n: i
         problems.append(f"recall depth {depth_tokens}: expected at least {LEAST_DEPTH} tokens")
     if problems:
         raise UserError(*problems)
-    return [_task(tokenizer, kind, depth_tokens, Random(f"{seed}/{kind}/{depth_tokens}/{i}")) for i in range(n)]
+    chances = [Random(f"{seed}/{kind}/{depth_tokens}/{i}") for i in range(n)]
+    return [_context(tokenizer, kind, depth_tokens, questions, rng) for rng in chances]
 
 
 def score(asked: Sequence[RecallTask], answers: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -84,7 +99,9 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _task(tokenizer: PreTrainedTokenizerBase, kind: str, depth: int, rng: Random) -> RecallTask:
+def _context(
+    tokenizer: PreTrainedTokenizerBase, kind: str, depth: int, questions: int, rng: Random
+) -> list[RecallTask]:
     encode = _encoder(tokenizer)
     room = depth - 1 - max(len(encode(facts.ask(pattern, _longest()))) for pattern in pools().test.questions)
     lines = KINDS[kind](rng, room, encode)
@@ -92,13 +109,22 @@ def _task(tokenizer: PreTrainedTokenizerBase, kind: str, depth: int, rng: Random
     early = [span for span in spans if span[0] < EARLY * len(ids)]
     if not early or len(ids) > room:
         raise UserError(f"recall depth {depth}: too short for one fact of kind '{kind}' with this tokenizer; take more")
-    start, end, fact = rng.choice(early)
-    question = encode(facts.ask(rng.choice(pools().test.questions), fact))
-    padding = _prose_ids(rng, depth - 1 - len(ids) - len(question), encode)
+    chosen = rng.sample(early, min(questions, len(early)))
+    asked = [encode(facts.ask(rng.choice(pools().test.questions), fact)) for _, _, fact in chosen]
+    padding = _prose_ids(rng, depth - 1 - len(ids) - max(map(len, asked)), encode)
     shift = 1 + len(padding)
-    prompt = [tokenizer.convert_tokens_to_ids(START), *padding, *ids, *question]
-    span, asked = (start + shift, end + shift), len(prompt) - len(question)
-    return RecallTask(kind, tuple(prompt), tuple(encode(fact.value)), fact.value, span, asked)
+    context = [tokenizer.convert_tokens_to_ids(START), *padding, *ids]
+    return [
+        RecallTask(
+            kind=kind,
+            prompt_ids=(*context, *question),
+            answer_ids=tuple(encode(fact.value)),
+            answer=fact.value,
+            fact_span=(start + shift, end + shift),
+            question_at=len(context),
+        )
+        for (start, end, fact), question in zip(chosen, asked, strict=True)
+    ]
 
 
 def _lay_out(lines: list[Line], encode: Callable[[str], list[int]]) -> tuple[list[int], list[tuple[int, int, Fact]]]:
