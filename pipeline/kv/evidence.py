@@ -63,6 +63,6 @@ class Evidence:
         scaled = replace(queries, vectors=queries.vectors / math.sqrt(keys.shape[-1]))
         scores = self.logits(scaled, head, keys)
         origins = self.origins[head]
-        seen_by_all = int((origins <= queries.origins[0]).sum())  # they rise: the mask is for those behind alone
+        seen_by_all = int((origins <= queries.origins[0]).sum())  # later ones stand behind: the mask is for them alone
         scores[..., seen_by_all:].masked_fill_(origins[seen_by_all:] > queries.origins[:, None], -torch.inf)
         return torch.softmax(scores, dim=-1)
