@@ -23,7 +23,8 @@ def decode(kind: KvType, raw: np.ndarray) -> np.ndarray:
     """Return uint8 [..., bytes] of one type as float32 [..., n]; contiguous; f32 as it is, a view."""
     if kind in FLOATS:
         values = torch.from_numpy(raw.view(FLOATS[kind]))  # torch converts f16 seven times as fast as numpy
-        return values.to(torch.float32, memory_format=torch.contiguous_format).numpy()  # in one pass, not two
+        wide = values.to(torch.float32, memory_format=torch.contiguous_format)  # in one pass, not two
+        return wide.contiguous().numpy()  # of float32 nothing was copied so far
     raw = np.ascontiguousarray(raw)
     block, size = BLOCKS[kind]
     values = np.empty((*raw.shape[:-1], raw.shape[-1] // size * block), np.float32)
