@@ -151,6 +151,7 @@ def test_recall_is_asked_with_and_without_the_question_in_sight(rows):
                 first_alone = (sight == "seen" and "unseen" in sights) or kind == "needles"  # few stand early
                 asked = 1 if first_alone else 2
                 assert share["n"] == asked
+                assert share["value"] * asked in range(asked + 1)
                 assert share["ci95"] == pytest.approx(recall.wilson(round(share["value"] * asked), asked), abs=1e-5)
 
 
@@ -160,7 +161,8 @@ def test_a_conversation_is_asked_about_under_every_policy(rows):
         if depth == DEEP:
             found = row["dialogue_recall"]
             assert found["exact_match"]["n"] == found["bert_f1"]["n"] > 2  # several facts are told in each of two
-            assert 0 <= found["exact_match"]["value"] <= 1
+            right = found["exact_match"]["value"] * found["exact_match"]["n"]
+            assert right == pytest.approx(round(right), abs=1e-4)
             assert 0 < found["bert_f1"]["value"] < 1
             assert found["kv_bytes_mean"]["value"] <= rows["full", DEEP]["dialogue_recall"]["kv_bytes_mean"]["value"]
     for policy in ("recent_only", "streaming_llm", "snapkv", "fastkv"):

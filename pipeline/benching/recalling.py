@@ -101,10 +101,10 @@ def asked(
     return answers
 
 
-def add_recall(rows: Sequence[dict], asked: dict[str, list[list[RecallTask]]], answers: Sequence[list[dict]]) -> None:
+def add_recall(rows: Sequence[dict], tasks: dict[str, list[list[RecallTask]]], answers: Sequence[list[dict]]) -> None:
     """Add the shares of right answers to a row a policy; ``answers`` are those about all contexts, kind after kind."""
     given = iter(answers)
-    for kind, contexts in asked.items():
+    for kind, contexts in tasks.items():
         by_policy = zip(*(next(given) for _ in contexts), strict=True)
         for row, found in zip(rows, by_policy, strict=True):
             row.setdefault("recall", {})[kind] = {sight: _share(contexts, found, sight) for sight in found[0]}
