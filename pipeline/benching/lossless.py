@@ -11,7 +11,7 @@ from tqdm import tqdm
 from pipeline.benching.plan import Case, Plan
 from pipeline.benching.prompts import Prompts
 from pipeline.benching.stopwatch import timed
-from pipeline.benching.trial import Document, reading
+from pipeline.benching.trial import reading
 from pipeline.config import Bench
 from pipeline.engines import greedy, speculative
 from pipeline.engines.cache import KvEngine
@@ -42,53 +42,53 @@ def rows(engine: KvEngine, bench: Bench, planned: Plan, bar: tqdm) -> list[dict]
         return []
     depth, tokens, most = max(planned.documents), bench.decode_tokens, bench.lossless.draft_tokens
     runs: dict[Case, list[Run]] = {case: [] for case in planned.drafting}
-    for document in planned.documents[depth]:
-        shared = Prompts(engine, document.prompt, [FULL, *(case.policy for case in planned.drafting)])
-        single, full_seconds = plain(engine, document, shared, tokens)
-        alone = in_blocks(engine, document, shared, (tokens, most))
+    for prompt in (document.prompt for document in planned.documents[depth]):
+        shared = Prompts(engine, prompt, [FULL, *(case.policy for case in planned.drafting)])
+        single, full_seconds = plain(engine, prompt, shared, tokens)
+        alone = in_blocks(engine, prompt, shared, (tokens, most))
         short = {tuple(single): 0.0}
         for case, done in runs.items():
-            found, seconds = drafted(engine, case.policy, document, shared, (tokens, most), planned.words)
+            found, seconds = drafted(engine, case.policy, prompt, shared, (tokens, most), planned.words)
             if (text := tuple(found.ids)) not in short:  # most often one text for all
-                short[text] = shortfall(engine, document, shared, text)
+                short[text] = shortfall(engine, prompt, shared, text)
             done.append(Run(single, full_seconds, alone, found, seconds, short[text]))
             bar.update()
     return [row(case, depth, most, done) for case, done in runs.items()]
 
 
-def plain(engine: KvEngine, document: Document, prompts: Prompts, tokens: int) -> tuple[list[int], float]:
+def plain(engine: KvEngine, prompt: Sequence[int], shared: Prompts, tokens: int) -> tuple[list[int], float]:
     """Return full KV's greedy text, decoded token by token, and its seconds."""
-    with reading(engine, FULL, document.prompt, prompts, tokens) as (stream, logits):
+    with reading(engine, FULL, prompt, shared, tokens) as (stream, logits):
         return timed(greedy.decode, stream, logits, tokens)
 
 
-def in_blocks(engine: KvEngine, document: Document, prompts: Prompts, sizes: tuple[int, int]) -> list[int]:
+def in_blocks(engine: KvEngine, prompt: Sequence[int], shared: Prompts, sizes: tuple[int, int]) -> list[int]:
     """Return full KV's greedy text, each token scored in a block of the size that verifies drafts."""
     tokens, most = sizes
-    with reading(engine, FULL, document.prompt, prompts, tokens + speculative.block_size(most)) as (stream, logits):
+    with reading(engine, FULL, prompt, shared, tokens + speculative.block_size(most)) as (stream, logits):
         return speculative.alone(stream, greedy.best(logits), tokens, most)
 
 
 def drafted(
     engine: KvEngine,
     policy: Policy,
-    document: Document,
-    prompts: Prompts,
+    prompt: Sequence[int],
+    shared: Prompts,
     sizes: tuple[int, int],
     words: PreTrainedTokenizerBase | None = None,
 ) -> tuple[Verified, float]:
     """Return the text that a policy drafted and full KV verified, and its seconds."""
     tokens, most = sizes
     with (
-        reading(engine, FULL, document.prompt, prompts, tokens + speculative.block_size(most)) as (full, logits),
-        reading(engine, policy, document.prompt, prompts, tokens, words) as (draft, _),
+        reading(engine, FULL, prompt, shared, tokens + speculative.block_size(most)) as (full, logits),
+        reading(engine, policy, prompt, shared, tokens, words) as (draft, _),
     ):
         return timed(speculative.decode, full, draft, greedy.best(logits), tokens, most)
 
 
-def shortfall(engine: KvEngine, document: Document, prompts: Prompts, ids: Sequence[int]) -> float:
+def shortfall(engine: KvEngine, prompt: Sequence[int], shared: Prompts, ids: Sequence[int]) -> float:
     """Return how far a text is from what full KV would choose token by token, in logits."""
-    with reading(engine, FULL, document.prompt, prompts, len(ids)) as (stream, logits):
+    with reading(engine, FULL, prompt, shared, len(ids)) as (stream, logits):
         return speculative.shortfall(stream, logits, ids)
 
 

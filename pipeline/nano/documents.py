@@ -121,7 +121,7 @@ def records(rng: Random, characters: int, chat: bool, material: Material) -> lis
 def _notes(rng: Random, characters: int, chat: bool, state: Callable[[], tuple[str, list[Fact]]]) -> list[Piece]:
     talk, pieces = Talk(rng, chat), _opening(chat)
     interleaved = not chat and rng.random() < 0.4
-    share = rng.uniform(0.4, 0.8)
+    share = rng.uniform(0.4, 0.92)
     while length(pieces) < characters * share:
         text, new = state()
         pieces.append(Piece(text + "\n", "fact", tuple(new)))
