@@ -109,8 +109,11 @@ class RowWriter:
         self.break_ids = tokenizer.encode("\n\n").ids
         self.newline = tokenizer.encode("\n").ids[0]
         self.top = tokenizer.get_vocab_size() - len(SPECIAL_TOKENS) - len(PLAIN_ADDED_TOKENS)
-        vocabulary = (tokenizer.decode([index]) for index in range(self.top))
-        self.words = [word for word in vocabulary if re.fullmatch(r"[\u4e00-\u9fff]{1,3}", word)]
+        vocabulary = {tokenizer.decode([index]) for index in range(self.top)}
+        texts = (doc["text"] for docs in natural.sources.values() for doc in docs)
+        # Characters of the text as well: the rarer ones are two or three tokens each.
+        words = vocabulary.union(*map(set, texts))
+        self.words = sorted(word for word in words if re.fullmatch(r"[\u4e00-\u9fff]{1,3}", word))
         self.characters_per_token = dict.fromkeys(documents.WRITERS, 1.2)
 
     def batch(self, step: int, phase: dict) -> Batch:

@@ -25,6 +25,7 @@ class Piece(NamedTuple):
 
 ASKED_TWICE = 0.12
 WORD_FIELDS = ("口令", "药材", "籍贯")
+MOST_WORDS = 3  # run together in one value
 THINK = "<think>\n\n</think>\n\n"
 
 
@@ -33,16 +34,20 @@ class Material(NamedTuple):
 
     text: Callable[[int], str]
     words: Sequence[str]
-    varied: float  # share of the values that are words taken from ``words``
+    varied: float  # share of the values that are made of ``words``
 
 
 def varied(rng: Random, told: list[Fact], material: Material) -> list[Fact]:
-    """Return facts of which some values are any words: then there is nothing to know by heart."""
+    """Return facts of which some values are any words run together: then neither they nor how they go on are known by
+    heart."""
+
+    def compound(rng: Random) -> str:
+        return "".join(rng.choices(material.words, k=rng.randint(1, MOST_WORDS)))
 
     def vary(fact: Fact) -> Fact:
         if fact.field not in WORD_FIELDS or rng.random() >= material.varied:
             return fact
-        return fact._replace(value=facts.draw(rng, lambda r: r.choice(material.words), test=False))
+        return fact._replace(value=facts.draw(rng, compound, test=False))
 
     return list(map(vary, told))
 
