@@ -38,8 +38,7 @@ class Material(NamedTuple):
 
 
 def varied(rng: Random, told: list[Fact], material: Material) -> list[Fact]:
-    """Return facts of which some values are any words run together: then neither they nor how they go on are known by
-    heart."""
+    """Return facts of which some values are any words run together: nothing to know by heart, nor to guess on from."""
 
     def compound(rng: Random) -> str:
         return "".join(rng.choices(material.words, k=rng.randint(1, MOST_WORDS)))
