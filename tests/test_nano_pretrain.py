@@ -24,6 +24,7 @@ def test_links_end_at_what_they_tell(nano_recipe, kind):
     assert all(to <= at and row[to].id == row[at + 1].id for at, to in told)
     for role in ("name", "field"):
         assert all(to < 0 or row[to].role == role for to in links[role])
+    assert all(row[to].fact == row[links["field"][at]].fact for at, to in enumerate(links["recall"]) if to >= 0)
     assert kind == "repeat" or sum(to >= 0 for to in links["name"]) > 4
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.nano import documents
 from pipeline.nano.tokenizer import END_OF_TEXT, PLAIN_ADDED_TOKENS, SPECIAL_TOKENS
+from pipeline.tasks.facts import Fact
 
 MOST_GAPS = 5
 SHOWN = ("natural", "answer", "repeat")  # kinds whose losses are reported
@@ -26,6 +27,7 @@ class Token(NamedTuple):
     id: int
     kind: str
     role: str | None = None
+    fact: Fact | None = None
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,13 @@ class RowWriter:
 
 def tokens_of(piece: documents.Piece, encoded: Encoding) -> list[Token]:
     """Return the tokens of a piece with the roles of those that end a name or a field, or begin a stated value."""
-    roles: dict[int, str] = {}
+    roles: dict[int, tuple[str, Fact]] = {}
     for fact in piece.told:
         field = piece.text.index(fact.field)
         marks = {"name": piece.text.index(fact.person) + len(fact.person) - 1, "field": field + len(fact.field) - 1}
         marks |= {"value": piece.text.index(fact.value, field)} if piece.kind == "fact" else {}
-        roles |= {encoded.char_to_token(place): role for role, place in marks.items()}
-    return [Token(id, piece.kind, roles.get(place)) for place, id in enumerate(encoded.ids)]
+        roles |= {encoded.char_to_token(place): (role, fact) for role, place in marks.items()}
+    return [Token(id, piece.kind, *roles.get(place, ())) for place, id in enumerate(encoded.ids)]
 
 
 def links(row: list[Token]) -> dict[str, list[int]]:
@@ -198,19 +200,25 @@ def links(row: list[Token]) -> dict[str, list[int]]:
     ids = [token.id for token in row]
     found: dict[str, list[int]] = {kind: [-1] * (len(row) - 1) for kind in LINKS}
     seen: dict[tuple[int, int], int] = {}
-    last, stated = {"name": -1, "field": -1}, -1
+    stated: dict[Fact | None, int] = {}
+    last, source = {"name": -1, "field": -1}, -1
     openings = {start - 1: end for start, end in answer_spans(row)}
     for place, (token, following) in enumerate(pairwise(row)):
         if token.role in last:
             last[token.role] = place
+        if token.role == "value":
+            stated[token.fact] = place
         if token.role == "value" or place in openings:
             found["name"][place], found["field"][place] = last["name"], last["field"]
         if place in openings:
-            stated = find(ids, ids[place + 1 : openings[place]], place + 1)
-            found["recall"][place] = stated
+            answer = ids[place + 1 : openings[place]]
+            source = stated.get(row[last["field"]].fact, -1)
+            # Within its sentence a value may be other tokens than as an answer: then there is nothing to copy.
+            source = source if source >= 0 and ids[source : source + len(answer)] == answer else -1
+            found["recall"][place] = source
         elif following.kind == "answer":
-            stated += stated >= 0
-            found["copy"][place] = stated
+            source += source >= 0
+            found["copy"][place] = source
         elif following.kind == "repeat":
             found["copy"][place] = seen.get((token.id, following.id), -1)
         seen[token.id, following.id] = place + 1
@@ -221,9 +229,3 @@ def answer_spans(row: list[Token]) -> list[tuple[int, int]]:
     """Return where each answer begins and ends."""
     runs = [(kind, list(run)) for kind, run in groupby(range(len(row)), key=lambda place: row[place].kind)]
     return [(run[0], run[-1] + 1) for kind, run in runs if kind == "answer" and run[0]]
-
-
-def find(ids: list[int], part: list[int], before: int) -> int:
-    """Return the first place before ``before`` where ``part`` occurs whole, or -1."""
-    places = (at for at in range(before - len(part) + 1) if ids[at] == part[0] and ids[at : at + len(part)] == part)
-    return next(places, -1)

@@ -1,4 +1,4 @@
-"""Synthetic training documents: facts, records, needles in text, and repeated spans, each a list of pieces.
+"""Synthetic training documents: facts, records, needles in text, lists, and repeated spans, each a list of pieces.
 
 A piece has a kind, which says how much its tokens count in the loss (`pretrain.weights` of the recipe). Pieces are
 tokenised one by one, so that the boundary between question and answer is the same in training and in use.
@@ -25,7 +25,11 @@ class Piece(NamedTuple):
 
 ASKED_TWICE = 0.12
 WORD_FIELDS = ("口令", "药材", "籍贯")
+WORDS_ASKED = 0.5  # share of the questions that are about a word if any is left: these are copied worst
 MOST_WORDS = 3  # run together in one value
+MOST_LISTED = 12  # items of one list
+LIST_OPENINGS = ("处方：", "方用", "需备", "包括", "其中有", "依次是")
+LIST_BREAKS = ("、", "，", "；", " ")
 THINK = "<think>\n\n</think>\n\n"
 
 
@@ -36,17 +40,18 @@ class Material(NamedTuple):
     words: Sequence[str]
     varied: float  # share of the values that are made of ``words``
 
+    def compound(self, rng: Random) -> str:
+        """Return some words run together."""
+        return "".join(rng.choices(self.words, k=rng.randint(1, MOST_WORDS)))
+
 
 def varied(rng: Random, told: list[Fact], material: Material) -> list[Fact]:
     """Return facts of which some values are any words run together: nothing to know by heart, nor to guess on from."""
 
-    def compound(rng: Random) -> str:
-        return "".join(rng.choices(material.words, k=rng.randint(1, MOST_WORDS)))
-
     def vary(fact: Fact) -> Fact:
         if fact.field not in WORD_FIELDS or rng.random() >= material.varied:
             return fact
-        return fact._replace(value=facts.draw(rng, compound, test=False))
+        return fact._replace(value=facts.draw(rng, material.compound, test=False))
 
     return list(map(vary, told))
 
@@ -68,10 +73,10 @@ class Talk:
 
     def ask(self) -> list[Piece]:
         """Return one question and its answer."""
-        if self.unasked and self.rng.random() > ASKED_TWICE:
-            fact = self.unasked.pop(self.rng.randrange(len(self.unasked)))
-        else:
-            fact = self.rng.choice(self.known)
+        among = self.unasked if self.unasked and self.rng.random() > ASKED_TWICE else self.known
+        words = [fact for fact in among if fact.field in WORD_FIELDS]
+        fact = self.rng.choice(words if words and self.rng.random() < WORDS_ASKED else among)
+        self.unasked = [other for other in self.unasked if other is not fact]
         question = facts.ask(self.rng.choice(self.patterns), fact)
         if not self.chat:
             return [Piece(question, "question", (fact,)), Piece(fact.value, "answer"), Piece("。\n", "close")]
@@ -79,15 +84,18 @@ class Talk:
             Piece(question.split("\n")[0].split("：", 1)[-1], "question", (fact,)),
             *turn_to_answer(),
             Piece(fact.value, "answer"),
-            Piece("。", "close"),
-            Piece("<|im_end|>", "close"),
-            Piece("\n<|im_start|>user\n", "control"),
+            *end_of_turn(),
         ]
 
 
 def turn_to_answer() -> list[Piece]:
     """Return the end of a user's turn and the beginning of the answer, thinking off."""
     return [Piece("<|im_end|>\n<|im_start|>assistant\n", "control"), Piece(THINK, "none")]
+
+
+def end_of_turn() -> list[Piece]:
+    """Return the end of an answer and the beginning of the user's next turn."""
+    return [Piece("。", "close"), Piece("<|im_end|>", "close"), Piece("\n<|im_start|>user\n", "control")]
 
 
 def length(pieces: list[Piece]) -> int:
@@ -158,6 +166,22 @@ def needles(rng: Random, characters: int, chat: bool, material: Material) -> lis
     return [*pieces, Piece(text[start:] + "\n", "filler"), *questions]
 
 
+def lists(rng: Random, characters: int, chat: bool, material: Material) -> list[Piece]:
+    """Lists drawn from the same few items, none twice in one: copying has to know what was said already."""
+    used: set[str] = set()
+    for _ in range(rng.randint(4, 30)):
+        make = material.compound if rng.random() < 0.5 else lambda rng: rng.choice(pools().herbs)
+        facts.draw(rng, make, False, used)
+    items, dosed, pieces = sorted(used), rng.random() < 0.6, _opening(chat)
+    opening, between = rng.choice(LIST_OPENINGS), rng.choice(LIST_BREAKS)
+    while length(pieces) < characters:
+        some = rng.sample(items, rng.randint(3, min(MOST_LISTED, len(items))))
+        text = between.join(f"{item}{rng.randint(1, 12) * 3}克" if dosed else item for item in some)
+        pieces += [Piece(opening, "question"), *(turn_to_answer() if chat else []), Piece(text, "listed")]
+        pieces += end_of_turn() if chat else [Piece("。\n", "close")]
+    return pieces
+
+
 def _opening(chat: bool) -> list[Piece]:
     return [Piece("<|im_start|>user\n", "control")] if chat else []
 
@@ -199,4 +223,4 @@ def repeats(rng: Random, tokens: int, natural: Callable[[int], list[int]], top: 
     return ids, kinds
 
 
-WRITERS = {"pairs": pairs, "records": records, "needles": needles}
+WRITERS = {"pairs": pairs, "records": records, "needles": needles, "lists": lists}
