@@ -136,7 +136,7 @@ class Run:
             optimiser.load_state_dict(state)
         self.progress = Progress(**json.loads((folder / "progress.json").read_text(encoding="utf-8")))
         self.natural.drawn = self.progress.drawn
-        self.writer.characters_per_token = self.progress.characters_per_token
+        self.writer.characters_per_token |= self.progress.characters_per_token  # a kind of document may be new
         log.info("resumed at step %d, %.2fM tokens", self.progress.step, self.progress.tokens / 1e6)
 
 
