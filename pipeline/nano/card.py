@@ -97,15 +97,14 @@ def phases(rows: list[dict]) -> str:
 
 
 def curve(points: list[dict]) -> str:
-    """Return the loss curve, thinned; a resumed run's later line for a step counts."""
-    points = list({point["step"]: point for point in points}.values())
-    every = max(1, len(points) // CURVE_ROWS)
-    shown = [*points[:-1:every], points[-1]]
+    """Return the loss curve, thinned evenly in tokens; a resumed run's later line for a step counts."""
+    points = sorted({point["step"]: point for point in points}.values(), key=lambda point: point["tokens"])
+    first_of_stretch = {p["tokens"] * CURVE_ROWS // points[-1]["tokens"]: p for p in reversed(points)}
     return table(
         ["million tokens", "length", "natural text", "answer", "mass on the first token"],
         [
             [f"{p['tokens'] / 1e6:.2f}", p["length"], *(f"{p[name]:.2f}" for name in ("natural", "answer", "sink"))]
-            for p in shown
+            for _, p in sorted(first_of_stretch.items())
         ],
     )
 
