@@ -44,7 +44,7 @@ prerequisites:
 test: env
 	ruff check .
 	ruff format --check .
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 speed: env
 	python -m pipeline.speed
